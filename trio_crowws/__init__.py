@@ -1,0 +1,71 @@
+"""A WebSocket framework for Trio.
+
+Everything that an application needs is here; `trio_crowws.testing` has what its tests need.
+"""
+
+from __future__ import annotations
+
+from ._app import App
+from ._closeinfo import CloseCode, CloseFrame, CloseInfo
+from ._options import Options
+from ._protocol.request import Headers, Query, Request
+from ._rooms import PublishResult, Room
+from ._route import Route
+from ._server import Server
+from ._session.accepting import Accept, Reject, Response
+from ._session.connection import Connection
+from ._session.ending import State
+from ._session.handlers import Handler
+from ._stats import Stats
+from .errors import (
+    CloseTimeout,
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    ConnectionLost,
+    CrowWSError,
+    HandlerError,
+    HandshakeError,
+    HeartbeatTimeout,
+    InvalidUTF8,
+    PayloadTooBig,
+    ProtocolError,
+    SlowConsumer,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accept",
+    "App",
+    "CloseCode",
+    "CloseFrame",
+    "CloseInfo",
+    "CloseTimeout",
+    "Connection",
+    "ConnectionClosed",
+    "ConnectionClosedError",
+    "ConnectionClosedOK",
+    "ConnectionLost",
+    "CrowWSError",
+    "Handler",
+    "HandlerError",
+    "HandshakeError",
+    "Headers",
+    "HeartbeatTimeout",
+    "InvalidUTF8",
+    "Options",
+    "PayloadTooBig",
+    "ProtocolError",
+    "PublishResult",
+    "Query",
+    "Reject",
+    "Request",
+    "Response",
+    "Room",
+    "Route",
+    "Server",
+    "SlowConsumer",
+    "State",
+    "Stats",
+]

@@ -1,0 +1,219 @@
+"""From an accepted transport to the task that answers its request.
+
+A request that is wrong in itself is refused on the spot, by whoever reads. What needs the application (middleware,
+`on_accept`, a connection, a page) gets a task: connections in the nursery of their route, pages in the server's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._protocol.handshake import RequestReader, check_upgrade, is_upgrade
+from ._protocol.origin import check_origin
+from ._session.accepting import Reject
+from ._session.lifecycle import live
+from ._session.opening import Opening
+from ._upgrade import SHUTTING_DOWN, Decider, Undecided, Upgrade, open_connection, produce
+from .errors import HandshakeError
+
+if TYPE_CHECKING:
+    from ._app import App
+    from ._protocol.request import Request
+    from ._route import HTTPRoute, Route
+    from ._session.connection import Connection
+    from ._transport.engine import Engine
+
+__all__ = ["Admission"]
+
+logger = logging.getLogger("trio_crowws")
+
+_connection_numbers = count(1)
+_RETRY = [("Retry-After", "1")]
+
+
+class Admission:
+    """The half-open handshakes and the running tasks of one server.
+
+    Attributes:
+      connections: open ones, from before `on_open` until just before `on_close`.
+      nurseries: where the connections of each route run.
+      tasks: connections and pages that are being served.
+      closing: set once; every request from then on gets a 503.
+    """
+
+    def __init__(self, app: App, engine: Engine) -> None:
+        self._app = app
+        self._engine = engine
+        self._openings: set[Opening] = set()
+        self._decider = Decider(app)
+        self._quiet = trio.lowlevel.ParkingLot()
+        self.connections: set[Connection] = set()
+        self.nurseries: dict[Route, trio.Nursery] = {}
+        self.nursery: trio.Nursery | None = None
+        self.tasks = 0
+        self.closing = False
+
+    def new_opening(self) -> Opening:
+        """The receiver for a transport that was just accepted."""
+        options = self._app.options
+        reader = RequestReader(max_header_bytes=options.max_header_bytes, max_headers=options.max_headers)
+        opening = Opening(self._engine.timers, reader, options.handshake_timeout, self._admit, self._opening_gone)
+        self._openings.add(opening)
+        return opening
+
+    def stop(self) -> None:
+        """Refuse what is half-open, and all that comes."""
+        self.closing = True
+        for opening in list(self._openings):
+            if not self._decider.interrupt(opening):
+                opening.refuse(SHUTTING_DOWN)
+
+    async def wait_quiet(self) -> None:
+        """Wait until no handshake, no page and no connection is left. Cancellation stops the waiting only."""
+        while self._openings or self.tasks:
+            await self._quiet.park()
+
+    def _check_quiet(self) -> None:
+        if not self._openings and not self.tasks:
+            self._quiet.unpark_all()
+
+    def _opening_gone(self, opening: Opening) -> None:
+        self._openings.discard(opening)
+        self._check_quiet()
+
+    # From a request to its task
+
+    def _admit(self, opening: Opening, request: Request) -> None:
+        """A request is complete: refuse it at once, or start the task that answers it. Called by whoever reads."""
+        try:
+            self._dispatch(opening, request)
+        except HandshakeError as error:
+            if is_upgrade(request):
+                self._app.tally.refused += 1
+            opening.refuse(error)
+
+    def _dispatch(self, opening: Opening, request: Request) -> None:
+        if self.closing:
+            raise SHUTTING_DOWN
+        segments = request.segments
+        found = self._app.find_route(segments)
+        if found is not None and is_upgrade(request):
+            request.path_params = found[1]
+            self._dispatch_upgrade(opening, request, found[0])
+            return
+        page = self._app.find_page(segments)
+        if page is not None:
+            request.path_params = page[1]
+            self._dispatch_page(opening, request, page[0])
+        elif found is not None:
+            check_upgrade(request)  # says what is missing
+        else:
+            raise HandshakeError(404, "not found")
+
+    def _dispatch_page(self, opening: Opening, request: Request, route: HTTPRoute) -> None:
+        if request.method not in ("GET", "HEAD"):
+            raise HandshakeError(405, f"{request.method} is not allowed here", [("Allow", "GET, HEAD")])
+        assert self.nursery is not None
+        self._start(self.nursery, self._answer, opening, request, route)
+
+    def _dispatch_upgrade(self, opening: Opening, request: Request, route: Route) -> None:
+        accept = check_upgrade(request)
+        limit = self._app.options.max_connections
+        if limit is not None and self.tasks >= limit:
+            raise HandshakeError(503, "too many connections", _RETRY)
+        try:
+            check_origin(route.options.origins, request)
+            callbacks = route.callbacks()
+        except HandshakeError:
+            raise
+        except Exception as error:  # the application's own function or constructor
+            logger.error(
+                "cannot accept %s from %s: %r", ascii(request.path), request.remote_address, error, exc_info=error
+            )
+            raise HandshakeError(500, "internal server error") from error
+        nursery = self.nurseries.get(route)
+        if nursery is None or nursery.cancel_scope.cancel_called:
+            raise HandshakeError(503, "this route is not being served", _RETRY)
+        self._start(nursery, self._run_connection, Upgrade(opening, request, route, callbacks, accept, nursery))
+
+    def _start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        self.tasks += 1
+        try:
+            nursery.start_soon(self._run_task, function, args)
+        except RuntimeError:  # the nursery has closed in this very moment
+            self.tasks -= 1
+            raise SHUTTING_DOWN from None
+
+    async def _run_task(self, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+        try:
+            await function(*args)
+        finally:
+            self.tasks -= 1
+            self._check_quiet()
+
+    # The tasks
+
+    async def _answer(self, opening: Opening, request: Request, route: HTTPRoute) -> None:
+        try:
+            outcome = await self._decider.decide(opening, request, None)
+            response = outcome if isinstance(outcome, Reject) else await produce(self._decider, opening, request, route)
+        except Undecided as undecided:
+            opening.refuse(undecided.error)
+        except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
+            opening.refuse(SHUTTING_DOWN)
+            raise
+        else:
+            opening.respond(response, head_only=request.method == "HEAD")
+
+    async def _run_connection(self, upgrade: Upgrade) -> None:
+        opening, request, route = upgrade.opening, upgrade.request, upgrade.route
+        try:
+            outcome = await self._decider.decide(opening, request, upgrade.callbacks.accept)
+            conn = None
+            if not isinstance(outcome, Reject):
+                number = next(_connection_numbers)
+                conn = open_connection(f"c{number}", upgrade, outcome, self._engine.timers, self._app.registry)
+        except Undecided as undecided:
+            self._app.tally.refused += 1
+            opening.refuse(undecided.error)
+            return
+        except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
+            self._app.tally.refused += 1
+            opening.refuse(SHUTTING_DOWN)
+            raise
+        if conn is None:
+            assert isinstance(outcome, Reject)
+            self._app.tally.refused += 1
+            opening.respond(outcome)
+            logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
+            return
+        await live(conn, opening.deadline, opening.early_data, Membership(self, self._app, route, conn))
+
+
+class Membership:
+    """Where a connection is listed while it is open."""
+
+    __slots__ = ("_admission", "_app", "_conn", "_route")
+
+    def __init__(self, admission: Admission, app: App, route: Route, conn: Connection) -> None:
+        self._admission = admission
+        self._app = app
+        self._route = route
+        self._conn = conn
+
+    def enter(self) -> None:
+        """The connection is open."""
+        self._admission.connections.add(self._conn)
+        self._app.enter(self._conn, self._route)
+        if self._admission.closing:  # it slipped through while the others were told
+            self._conn.close_nowait(1001)
+
+    def leave(self) -> None:
+        """The connection has ended: out of all rooms and lists."""
+        self._admission.connections.discard(self._conn)
+        self._app.leave(self._conn, self._route)

@@ -1,0 +1,151 @@
+"""Listening sockets: TCP by host and port, Unix by path, and what to do when accepting fails."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from .errors import CrowWSError
+
+if TYPE_CHECKING:
+    from ._transport.base import Address
+
+__all__ = ["ListeningSocket", "open_tcp", "open_unix"]
+
+logger = logging.getLogger("trio_crowws")
+
+ACCEPTS_PER_TURN = 64
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+EXHAUSTED_PAUSE = 0.1
+"""Seconds before the next try when the process or the system is out of descriptors or memory."""
+
+
+class ListeningSocket:
+    """One listening socket and its loop.
+
+    Attributes:
+      address: where it listens: `(host, port)`, or the path of a Unix socket.
+    """
+
+    def __init__(self, sock: socket.socket, *, path: str | None = None) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._path = path
+        self._inode = os.stat(path).st_ino if path is not None else None
+        name = sock.getsockname()
+        self.address: tuple[str, int] | str = name[:2] if isinstance(name, tuple) else os.fsdecode(name)
+
+    def __str__(self) -> str:
+        return self.address if isinstance(self.address, str) else format_address(self.address)
+
+    async def accept_forever(self, take: Callable[[socket.socket, Address, Address], None]) -> None:
+        """Call `take(sock, local, remote)` for every peer, until cancelled; then the socket is closed."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._sock)
+                error = self._accept_some(take)
+                if error is not None:
+                    logger.error("cannot accept on %s: %s; trying again", self, error.strerror)
+                    await trio.sleep(EXHAUSTED_PAUSE)
+        finally:
+            self.close()
+
+    def _accept_some(self, take: Callable[[socket.socket, Address, Address], None]) -> OSError | None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, remote = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return None
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    return error
+                continue  # this one peer went away before it was accepted
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                take(sock, sock.getsockname()[:2], remote[:2])
+            else:
+                take(sock, self.address, self.address)
+        return None
+
+    def close(self) -> None:
+        """Stop listening; the port is free at once, and so is the path."""
+        self._sock.close()
+        if self._path is not None:
+            with suppress(FileNotFoundError):
+                if os.stat(self._path).st_ino == self._inode:
+                    os.unlink(self._path)
+            self._path = None
+
+
+def format_address(address: tuple[str, int]) -> str:
+    """`host:port`, with brackets around an IPv6 host."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def open_tcp(host: str | None, port: int, backlog: int | None) -> list[ListeningSocket]:
+    """Listen on every address of `host`; `None` means all interfaces, port 0 a free port.
+
+    Raises:
+      OSError: an address is in use or not ours; the message holds it.
+    """
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+    except OSError as error:
+        where = format_address((host or "*", port))
+        raise _listen_error(where, error) from error
+    # `detach` gives the descriptor away, and with it the only thing the trio socket owned.
+    return [ListeningSocket(socket.socket(fileno=listener.socket.detach())) for listener in listeners]
+
+
+def open_unix(path: str | os.PathLike[str], backlog: int | None) -> ListeningSocket:
+    """Listen on a Unix socket at `path`. A socket there that nobody listens on any more is replaced.
+
+    Raises:
+      OSError: the path is in use, or cannot be made; the message holds it.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise CrowWSError("Unix sockets are not available on this platform")
+    path = os.fspath(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        sock.listen(backlog if backlog is not None else 4096)
+    except OSError as error:
+        sock.close()
+        raise _listen_error(path, error) from error
+    return ListeningSocket(sock, path=path)
+
+
+def _listen_error(where: str, error: OSError) -> OSError:
+    return OSError(error.errno, f"cannot listen on {where}: {error.strerror or error}")
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "there is a file that is not a socket")
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe.setblocking(False)
+    try:
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except BlockingIOError:  # its queue is full, so somebody is there
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
+    else:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    finally:
+        probe.close()

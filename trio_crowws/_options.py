@@ -1,0 +1,235 @@
+"""The options of an application and of its routes: one frozen dataclass, checked when it is made.
+
+An option is given to `App(...)` for every route, or to `app.websocket(path, ...)` for one. Each check stands beside its
+field, so that a wrong value fails where it is written, with the name, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from ._protocol.request import Request
+
+__all__ = ["Options"]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+SlowPolicy = Literal["close", "drop", "latest"]
+
+
+class _Check(NamedTuple):
+    allowed: str
+    accepts: Callable[[Any], bool]
+    wanted: tuple[type, ...]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    # NaN compares false with everything, so it is refused here as well.
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _int(minimum: int, *, optional: bool = False) -> _Check:
+    allowed = f"an int of at least {minimum}" + (", or None" if optional else "")
+    return _Check(
+        allowed,
+        lambda value: (optional and value is None) or (_is_int(value) and value >= minimum),
+        (int, type(None)) if optional else (int,),
+    )
+
+
+def _seconds(*, optional: bool = False, zero: bool = False) -> _Check:
+    bound = "0 or more" if zero else "more than 0"
+    allowed = f"a number of seconds, {bound}" + (", or None" if optional else "")
+
+    def accepts(value: object) -> bool:
+        if value is None:
+            return optional
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        return value >= 0 if zero else value > 0
+
+    return _Check(allowed, accepts, (int, float, type(None)) if optional else (int, float))
+
+
+def _one_of(*values: object) -> _Check:
+    return _Check("one of " + ", ".join(repr(value) for value in values), lambda value: value in values, (str,))
+
+
+def _is_token(name: object) -> bool:
+    """Whether `name` is an RFC 9110 token, which is what a subprotocol must be (RFC 6455 section 4.1)."""
+    return isinstance(name, str) and name != "" and all(char in _TOKEN for char in name)
+
+
+_TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def _accepts_subprotocols(value: object) -> bool:
+    if value == "first":
+        return True
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return False
+    return all(_is_token(name) for name in value) and len(set(value)) == len(value)
+
+
+def _accepts_origins(value: object) -> bool:
+    if isinstance(value, str):
+        return value in ("same", "*")
+    if callable(value):
+        return True
+    return isinstance(value, Sequence) and len(value) > 0 and all(_is_origin(item) for item in value)
+
+
+def _is_origin(item: object) -> bool:
+    """`scheme://host[:port]`; the host may begin with the wildcard label `*.`, and may not hold another one."""
+    if not isinstance(item, str):
+        return False
+    scheme, separator, host = item.partition("://")
+    if not scheme or not separator or not host or any(char in host for char in "/?#@ "):
+        return False
+    return "*" not in host.removeprefix("*.") and host != "*."
+
+
+_BOOL = _Check("True or False", lambda value: isinstance(value, bool), (bool,))
+
+_CHECKS: Mapping[str, _Check] = {
+    "max_payload": _int(1, optional=True),
+    "max_fragments": _int(1, optional=True),
+    "control_rate": _Check(
+        "a pair (per second, burst) of numbers of at least 1, or None",
+        lambda value: (
+            value is None
+            or (isinstance(value, tuple) and len(value) == 2 and all(_is_number(item) and item >= 1 for item in value))
+        ),
+        (tuple, type(None)),
+    ),
+    "allow_unmasked": _BOOL,
+    "origins": _Check(
+        "'same', '*', a sequence of origins such as 'https://*.example.org', or a callable",
+        _accepts_origins,
+        (object,),
+    ),
+    "subprotocols": _Check(
+        "'first', or a sequence of distinct tokens (RFC 6455 section 4.1)", _accepts_subprotocols, (object,)
+    ),
+    "ping_interval": _seconds(optional=True),
+    "ping_timeout": _seconds(optional=True),
+    "handshake_timeout": _seconds(),
+    "close_timeout": _seconds(),
+    "callback_timeout": _seconds(),
+    "receive_buffer": _int(1, optional=True),
+    "send_high_water": _int(1),
+    "send_limit": _int(1),
+    "on_slow": _one_of("close", "drop", "latest"),
+    "send_timeout": _seconds(optional=True),
+    "max_header_bytes": _int(1),
+    "max_headers": _int(1),
+    "max_connections": _int(1, optional=True),
+    "shutdown_grace": _seconds(zero=True),
+}
+
+APP_ONLY = frozenset({"max_header_bytes", "max_headers", "max_connections", "shutdown_grace"})
+"""Options that are needed before a route is known, or that count over all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What an application, or one of its routes, allows and for how long.
+
+    Sizes are in bytes, times in seconds.
+    """
+
+    # Limits on what the peer sends.
+    max_payload: int | None = MIB
+    """The largest message, after inflation; a larger one ends the connection with 1009. `None`: no limit."""
+    max_fragments: int | None = 1024
+    """The most frames of one message, empty ones included; 1008 beyond. `None`: no limit."""
+    control_rate: tuple[float, float] | None = (50, 100)
+    """Control frames and empty fragments: how many per second, and how many at once; 1008 beyond. `None`: no limit."""
+    allow_unmasked: bool = False
+    """Take frames without a mask, against RFC 6455 section 5.1. For debugging only; a warning is logged at the start."""
+    receive_buffer: int | None = None
+    """How much is read ahead while a handler is busy. `None`: as much as `max_payload`, or 1 MiB where that is off."""
+
+    # The opening handshake.
+    origins: str | Sequence[str] | Callable[[Request], bool] = "same"
+    """Which pages may connect: `"same"` (the origin's host is the request's `Host`), `"*"`, a sequence of origins in
+    which a host may begin with the label `*.`, or a function of the request. A request without `Origin` passes."""
+    subprotocols: str | Sequence[str] = ()
+    """Names in the server's order of preference, or `"first"` for the first one that the client offers."""
+    max_header_bytes: int = 16 * KIB
+    """The largest request head; 431 beyond. For the application, not for a route."""
+    max_headers: int = 100
+    """The most header lines of a request; 431 beyond. For the application, not for a route."""
+
+    # Deadlines.
+    ping_interval: float | None = 20
+    """A ping goes out when nothing was received for this long. `None`: no heartbeat."""
+    ping_timeout: float | None = 20
+    """How long to wait for a sign of life after a ping. `None`: for ever."""
+    handshake_timeout: float = 10
+    """From the accepted socket to the 101: TLS, request and `on_accept` together."""
+    close_timeout: float = 5
+    """From the first Close frame to the end of the transport."""
+    callback_timeout: float = 5
+    """For `on_error` and `on_close` together, and for a handler that still runs after its connection has closed."""
+
+    # Sending.
+    send_high_water: int = 64 * KIB
+    """`send` waits while more than this is queued (or more than `send_limit`, where that is less)."""
+    send_limit: int = MIB
+    """The most that `send_nowait` and `publish` queue for a peer that does not read; then `on_slow` decides."""
+    on_slow: SlowPolicy = "close"
+    """`"close"` (1013), `"drop"` (the newest message, counted) or `"latest"` (only the newest message of each room)."""
+    send_timeout: float | None = 10
+    """The connection is aborted when a peer takes nothing of what is queued for this long. `None`: never."""
+
+    # The whole application.
+    max_connections: int | None = None
+    """Open connections at the same time; 503 with `Retry-After` beyond. For the application, not for a route."""
+    shutdown_grace: float = 10
+    """How long a shutdown waits for handlers before it cancels them. For the application, not for a route."""
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if not check.accepts(value):
+                kind = ValueError if isinstance(value, check.wanted) and not isinstance(value, bool) else TypeError
+                raise kind(f"option {name}={value!r} is not allowed; it must be {check.allowed}")
+        for name in ("origins", "subprotocols"):  # a list that the caller changes later must not change the options
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+
+    @property
+    def read_ahead(self) -> int:
+        """The receive buffer in bytes, with the default filled in."""
+        return self.receive_buffer or self.max_payload or MIB
+
+    @classmethod
+    def for_app(cls, given: Mapping[str, Any]) -> Options:
+        """The options of `App(**given)`."""
+        _refuse_unknown("App", given)
+        return cls(**given)
+
+    def for_route(self, path: str, given: Mapping[str, Any]) -> Options:
+        """These options with the ones `given` to the route at `path` in place of the application's."""
+        _refuse_unknown(f"the route {path!r}", given)
+        for name in given:
+            if name in APP_ONLY:
+                raise TypeError(f"option {name} is for App(...), not for the route {path!r}")
+        return dataclasses.replace(self, **given)
+
+
+def _refuse_unknown(owner: str, given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in _CHECKS:
+            raise TypeError(f"unknown option {name!r} for {owner}; the options are {', '.join(sorted(_CHECKS))}")

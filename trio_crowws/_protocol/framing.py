@@ -1,0 +1,486 @@
+"""Bytes from the peer to messages and control events (RFC 6455 sections 5 to 8).
+
+Theory of operation
+-------------------
+
+wsproto is the referee: it decides what is legal. But nearly every frame of a living connection is as plain as a frame
+can be, and for those there is nothing to decide and wsproto's care costs ten times what the work itself costs. So there
+are two lanes, and this module is mostly about when to change between them.
+
+*Plain* is a text, binary, ping or pong frame that is not fragmented, has no reserved bit set, is masked as it must be,
+states its length in the shortest form, and is within the limits. Such a frame is decoded right here. *Everything else*
+goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first needed: fragmented
+messages and all that comes between their frames, Close frames, and whatever is wrong in any way. The fast lane never
+fails a connection: it declines a frame, and the referee finds the words.
+
+For the lanes to change, wsproto must stand at the beginning of a frame whenever the fast lane runs. What it once got
+cannot be taken back, so it is given exactly one frame at a time (in pieces, as they come), and it owns the connection
+until that frame, and the message which that frame may have opened, is complete. `FrameReader._owner` says whose turn it
+is: nobody's (a frame begins and no message is open: the fast lane may look), a `_Partial`'s, or the referee's.
+
+Failing early. A bad frame must be known as bad from its first bad byte, not from its last (that is what strict
+conformance asks, and it is what keeps memory bounded):
+
+- The fast lane needs to see a whole header. Where the part that has come is already not plain, the referee gets that
+  part at once and the rest as it comes: a reserved opcode fails at the second byte, an excessive length at its last.
+- A plain data frame whose header is here and whose end is not is a `_Partial`: it collects chunks. For text it runs a
+  decoder over them, since invalid UTF-8 in the first bytes of a long frame must not wait for the last ones. When that
+  decoder objects, the referee gets the frame so far and says why.
+- Otherwise, what may remain unparsed is shorter than a header or a control frame, so joining it to the next read costs
+  nothing, even when bytes come one by one.
+
+Memory. Between two calls a reader holds at most: what has come of one message (its headers may not declare more than
+`max_payload`), one incomplete header or control frame, and what `limit` left over of the last read. After a Close frame
+or a fault it holds nothing and drops whatever comes.
+
+Two deviations from wsproto, both wanted: close code 1014, which IANA has and wsproto has not, is accepted; and with
+`allow_unmasked` a server takes frames without a mask.
+"""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from wsproto import events as wsproto_events
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+
+from .._closeinfo import CloseCode
+from ..errors import InvalidUTF8, ProtocolError
+from .encoding import frame_header
+from .limits import ControlRate, Limits
+from .masking import unmask
+
+__all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
+
+# The first byte of an unfragmented frame without reserved bits: FIN and the opcode.
+_TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
+_DATA: Final = (_TEXT, _BINARY)
+_PING_PONG: Final = (_PING, _PONG)
+_MASKED: Final = 0x80  # in the second byte; the rest of that is the length, or says where the length stands
+_LENGTH_FIELD: Final = 0x7F
+_MAX_SHORT: Final = 125  # the largest length that stands in the second byte, and the most a control frame carries
+_NO_LIMIT: Final = (1 << 63) - 1  # a length is a 63-bit number
+_ZERO_KEY: Final = bytes(4)
+
+# An integer times one of these repeats a four-byte key often enough for a payload of that length, and the shift cuts
+# what is too much: cheaper, for short payloads, than repeating and slicing the key as bytes.
+_REPEAT: Final = tuple(sum(1 << 32 * word for word in range((size + 3) // 4)) for size in range(_MAX_SHORT + 1))
+_SURPLUS: Final = tuple(8 * (-size % 4) for size in range(_MAX_SHORT + 1))
+
+# Smaller chunks than this are copied together, so that a peer who sends a few bytes at a time does not make this side
+# keep an object for each of them.
+_CHUNK: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """The peer asks for a pong with the same payload."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The peer answers a ping, or sends a sign of life unasked."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReceived:
+    """The peer's Close frame; `code` is `None` for one without a payload. It is the last event."""
+
+    code: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The peer broke a rule or a limit; the connection must be failed with `error.code`. It is the last event."""
+
+    error: ProtocolError
+
+
+Event: TypeAlias = str | bytes | Ping | Pong | CloseReceived | Fault
+"""A whole message (`str` for text, `bytes` for binary) or one of the four control events."""
+
+
+class FrameReader:
+    """Turns what the peer sends into whole messages and control events.
+
+    Args:
+      max_payload: bytes of one message (of text, too, it is bytes that count); `None` for no limit.
+      max_fragments: frames of one message, empty ones included; `None` for no limit.
+      control_rate: control frames and empty fragments, per second and at once; `None` for no limit.
+      allow_unmasked: take a client's frames without a mask, against RFC 6455 section 5.1.
+      clock: seconds that never go backwards, for `control_rate`.
+      client: this side is the client, so the peer's frames must not be masked.
+
+    Attributes:
+      backlog: the last call of `receive` stopped at its limit and unread bytes remain: call it again, without data.
+      finished: a `CloseReceived` or a `Fault` was returned; there will be no more events.
+    """
+
+    __slots__ = (
+        "_allow_unmasked",
+        "_client",
+        "_masking",
+        "_max_fragments",
+        "_max_payload",
+        "_max_short",
+        "_owner",
+        "_position",
+        "_rate",
+        "_referee",
+        "_rest",
+        "backlog",
+        "finished",
+    )
+
+    def __init__(
+        self,
+        *,
+        max_payload: int | None,
+        max_fragments: int | None,
+        control_rate: tuple[float, float] | None,
+        clock: Callable[[], float],
+        allow_unmasked: bool = False,
+        client: bool = False,
+    ) -> None:
+        self.backlog = False
+        self.finished = False
+        self._max_payload = _NO_LIMIT if max_payload is None else max_payload
+        self._max_fragments = max_fragments
+        self._rate = None if control_rate is None else ControlRate(control_rate, clock)
+        self._client = client
+        self._allow_unmasked = allow_unmasked
+        self._masking = (False,) if client else (True, False) if allow_unmasked else (True,)
+        # `receive` itself takes short masked frames up to this size; a client, which gets none, takes no such way.
+        self._max_short = -1 if client else min(_MAX_SHORT, self._max_payload)
+        self._owner: _Partial | _Referee | None = None
+        self._referee: _Referee | None = None
+        self._rest = b""  # bytes that were not parsed, from `_position` on
+        self._position = 0
+
+    def credit_ping(self) -> None:
+        """Note that this side sent a ping, so that its pong does not count against `control_rate`."""
+        if self._rate is not None:
+            self._rate.credit()
+
+    def receive(self, data: bytes, limit: int = 64) -> list[Event]:
+        """Parse what has come, and return the events in order.
+
+        Args:
+          data: the next bytes of the stream; empty to go on with the backlog.
+          limit: how many frames to look at. A frame makes one event at most, and the first frames of a fragmented
+            message make none: `backlog`, not the number of events, says whether to call again.
+        """
+        events: list[Event] = []
+        if self.finished:
+            return events
+        self.backlog = False
+        position = 0
+        if self._rest:
+            if data:
+                data = self._rest[self._position :] + data
+            else:
+                data = self._rest
+                position = self._position
+        end = len(data)
+        max_short = self._max_short
+        plain = self._owner is None
+        from_bytes = int.from_bytes
+        for _ in range(limit):
+            # The shortest way for the commonest frame: a short, masked, complete data frame.
+            if plain and (start := position + 6) <= end:
+                first = data[position]
+                length = data[position + 1] - _MASKED
+                stop = start + length
+                if 0 <= length <= max_short and stop <= end and first in _DATA:
+                    mask = from_bytes(data[position + 2 : start]) * _REPEAT[length] >> _SURPLUS[length]
+                    payload = (from_bytes(data[start:stop]) ^ mask).to_bytes(length)
+                    try:
+                        events.append(payload if first == _BINARY else payload.decode())
+                    except UnicodeDecodeError:
+                        pass  # the referee will say so
+                    else:
+                        position = stop
+                        continue
+            if position == end:
+                break
+            before = position
+            position = self._take_plain(data, position, events) if plain else self._take_owned(data, position, events)
+            if position == before or self.finished:
+                break
+            plain = self._owner is None
+        else:
+            self.backlog = position < end
+        if position < end or self._rest:
+            self._keep(data, position)
+        return events
+
+    def _keep(self, data: bytes, position: int) -> None:
+        """Hold on to what was not parsed."""
+        if self.finished:
+            self._rest = b""
+        elif self.backlog:
+            # Not a copy: going through a read in many small steps must not copy its end many times.
+            self._rest = data
+            self._position = position
+        else:
+            self._rest = data[position:]  # often nothing
+            self._position = 0
+
+    def _take_plain(self, data: bytes, position: int, events: list[Event]) -> int:
+        """Decode a frame if it is plain, refer it if not; return the position behind, unchanged if too little came."""
+        end = len(data)
+        if end - position < 2:
+            return position
+        first = data[position]
+        length = data[position + 1] & _LENGTH_FIELD
+        masked = data[position + 1] != length
+        is_data = first in _DATA
+        if masked not in self._masking or not (is_data or (first in _PING_PONG and length <= _MAX_SHORT)):
+            return self._refer(data, position, events)
+        start = position + 2
+        if length > _MAX_SHORT:
+            shortest, size = (126, 2) if length == 126 else (1 << 16, 8)
+            start += size
+            if start > end:
+                return position
+            length = int.from_bytes(data[position + 2 : start])
+            if length < shortest:
+                return self._refer(data, position, events)
+        if is_data and length > self._max_payload:
+            return self._refer(data, position, events)
+        key = b""
+        if masked:
+            key = data[start : start + 4]
+            start += 4
+        stop = start + length
+        if stop <= end:
+            event = self._decode(first, unmask(data[start:stop], key) if masked else data[start:stop])
+            if event is None:
+                return self._refer(data, position, events)
+            events.append(event)
+            return stop
+        if start <= end and is_data:
+            self._owner = _Partial(first, key, length)
+            return self._take_owned(data, start, events)
+        return position
+
+    def _decode(self, first: int, payload: bytes) -> Event | None:
+        """The event that a plain frame makes; `None` if the referee has to say what is wrong with it."""
+        if first == _BINARY:
+            return payload
+        if first == _TEXT:
+            try:
+                return payload.decode()
+            except UnicodeDecodeError:
+                return None
+        if self._rate is not None and not self._rate.take():
+            return None
+        return Ping(payload) if first == _PING else Pong(payload)
+
+    def _take_owned(self, data: bytes, position: int, events: list[Event]) -> int:
+        """Give what has come to the one whose turn it is; return the position behind that, as `_take_plain` does."""
+        partial = self._owner
+        if not isinstance(partial, _Partial):
+            return self._refer(data, position, events)
+        stop = min(position + partial.missing, len(data))
+        try:
+            partial.add(data[position:stop])
+            if partial.missing == 0:
+                self._owner = None
+                events.append(partial.message())
+        except UnicodeDecodeError:
+            self._refer(partial.frame(masked=not self._client), 0, events)
+        return stop
+
+    def _refer(self, data: bytes, position: int, events: list[Event]) -> int:
+        """Let the referee have a frame, or what has come of it; return the position behind, as `_take_plain` does."""
+        referee = self._referee
+        if referee is None:
+            limits = Limits(self._max_payload, self._max_fragments, self._rate)
+            self._referee = referee = _Referee(self._client, self._allow_unmasked, limits)
+        position = referee.take(data, position, events)
+        if referee.finished:
+            self.finished = True
+            self._owner = self._referee = None
+        else:
+            self._owner = referee if referee.busy else None
+        return position
+
+
+class _Chunks:
+    """A payload that comes in pieces; holds little more than its bytes however small they are."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts: list[bytes | bytearray] = []
+
+    def add(self, chunk: bytes) -> None:
+        parts = self._parts
+        if len(chunk) >= _CHUNK:
+            parts.append(chunk)
+        elif parts and isinstance(parts[-1], bytearray):
+            parts[-1] += chunk
+        else:
+            parts.append(bytearray(chunk))
+
+    def join(self) -> bytes:
+        return b"".join(self._parts)
+
+
+class _Partial:
+    """A plain data frame whose header has come and whose end has not."""
+
+    __slots__ = ("_chunks", "_decoder", "_first", "_key", "_length", "missing")
+
+    def __init__(self, first: int, key: bytes, length: int) -> None:
+        self._first = first
+        self._key = key
+        self._length = length
+        self._chunks = _Chunks()
+        self._decoder = getincrementaldecoder("utf-8")() if first == _TEXT else None
+        self.missing = length
+
+    def add(self, chunk: bytes) -> None:
+        """Take some payload as it came; `UnicodeDecodeError` as soon as it cannot become valid text."""
+        if self._key:
+            chunk = unmask(chunk, self._key, self._length - self.missing)
+        self.missing -= len(chunk)
+        self._chunks.add(chunk)
+        if self._decoder is not None and self.missing:
+            # Only the verdict counts: pieces of text would take up to four times, and if short fifty times, the memory.
+            self._decoder.decode(chunk)
+
+    def message(self) -> str | bytes:
+        """The payload, when none of it is missing; `UnicodeDecodeError` if the end of the text was bad."""
+        payload = self._chunks.join()
+        return payload if self._decoder is None else payload.decode()
+
+    def frame(self, *, masked: bool) -> bytes:
+        """The frame so far, in an equivalent form."""
+        header = frame_header(self._first, self._length)
+        return (_mask_header(header) + _ZERO_KEY if masked else header) + self._chunks.join()
+
+
+class _Referee:
+    """A wsproto connection that is given one frame at a time.
+
+    Attributes:
+      busy: wsproto is within a frame or within a message, so the next bytes are for it.
+      finished: it gave a `CloseReceived` or a `Fault`.
+    """
+
+    def __init__(self, client: bool, allow_unmasked: bool, limits: Limits) -> None:
+        self._client = client
+        self._allow_unmasked = allow_unmasked
+        self._limits = limits
+        self._connection = Connection(ConnectionType.CLIENT if client else ConnectionType.SERVER, [limits])
+        self._bad_gateway = False  # the Close frame said 1014
+        self._open = False  # a fragmented message is
+        self._chunks = _Chunks()  # of that message
+        self._handed = 0  # bytes of a header that wsproto has got, while others are missing
+        self._left = 0  # bytes of a payload that are missing, once wsproto has got the header
+        self.finished = False
+
+    @property
+    def busy(self) -> bool:
+        return self._open or self._left > 0 or self._handed > 0
+
+    def take(self, data: bytes, position: int, events: list[Event]) -> int:
+        """Hand over what has come of one frame; return the position behind it, or the same one within a header."""
+        end = len(data)
+        if self._left:
+            stop = min(position + self._left, end)
+            self._left -= stop - position
+            self._judge(data[position:stop], events)
+            return stop
+        start, length = _scan(data, position)
+        head = data[position : min(start, end)]
+        if self._allow_unmasked and len(head) > 1 and head[1] < _MASKED:
+            head = _mask_header(head) + (_ZERO_KEY if start <= end else b"")
+        if start > end:
+            fresh = head[self._handed :]
+            self._handed = len(head)
+            self._judge(fresh, events)
+            return position
+        stop = min(start + length, end)
+        payload = data[start:stop]
+        if head[0] == _CLOSE and 2 <= length <= _MAX_SHORT and (head[1] >= _MASKED) != self._client:
+            if len(payload) < length:
+                return position  # wsproto would wait for all of it, too
+            payload = self._disguise(payload, _ZERO_KEY if self._client else head[-4:])
+        self._left = length - len(payload)
+        handed, self._handed = self._handed, 0
+        self._judge(head[handed:] + payload, events)
+        return stop
+
+    def _disguise(self, payload: bytes, key: bytes) -> bytes:
+        """Put 1013 for 1014, which wsproto does not know, in a Close frame; the rest of the frame is for wsproto."""
+        self._bad_gateway = int.from_bytes(unmask(payload[:2], key)) == CloseCode.BAD_GATEWAY
+        if not self._bad_gateway:
+            return payload
+        low = payload[1] ^ CloseCode.BAD_GATEWAY ^ CloseCode.TRY_AGAIN_LATER
+        return payload[:1] + bytes((low,)) + payload[2:]
+
+    def _judge(self, chunk: bytes, events: list[Event]) -> None:
+        """Let wsproto have some bytes, and translate what it says."""
+        self._connection.receive_data(chunk)
+        for event in self._connection.events():
+            if isinstance(event, (wsproto_events.TextMessage, wsproto_events.BytesMessage)):
+                self._add(event, events)
+            elif isinstance(event, wsproto_events.Ping):
+                events.append(Ping(bytes(event.payload)))
+            elif isinstance(event, wsproto_events.Pong):
+                events.append(Pong(bytes(event.payload)))
+            elif isinstance(event, wsproto_events.CloseConnection):
+                self.finished = True
+                # A failure looks like a Close frame of the peer with that code; but it does not change the state.
+                failed = self._connection.state is ConnectionState.OPEN
+                events.append(Fault(self._error(event)) if failed else self._closed(event))
+
+    def _add(self, event: wsproto_events.TextMessage | wsproto_events.BytesMessage, events: list[Event]) -> None:
+        data = event.data
+        # Text is kept as bytes, because many small strings would take a multiple of the memory.
+        self._chunks.add(data.encode() if isinstance(data, str) else bytes(data))
+        self._open = not event.message_finished
+        if not self._open:
+            payload, self._chunks = self._chunks.join(), _Chunks()
+            events.append(payload.decode() if isinstance(data, str) else payload)
+
+    def _error(self, event: wsproto_events.CloseConnection) -> ProtocolError:
+        if self._limits.breach is not None:
+            return self._limits.breach
+        code, detail = int(event.code), event.reason or ""
+        return InvalidUTF8(detail) if code == CloseCode.INVALID_DATA else ProtocolError(code, detail)
+
+    def _closed(self, event: wsproto_events.CloseConnection) -> CloseReceived:
+        code = CloseCode.BAD_GATEWAY if self._bad_gateway else event.code
+        # A frame without a code is what 1005 stands for; a peer that sends 1005 has been failed.
+        return CloseReceived(None if code == CloseCode.NO_STATUS else int(code), event.reason or "")
+
+
+def _mask_header(header: bytes) -> bytes:
+    """The same header with the mask bit set."""
+    return bytes((header[0], header[1] | _MASKED)) + header[2:]
+
+
+def _scan(data: bytes, position: int) -> tuple[int, int]:
+    """Where a frame's payload begins (beyond the end if the header is incomplete), and how long it is."""
+    start = position + 2
+    if start > len(data):
+        return start, 0
+    second = data[position + 1]
+    length = second & _LENGTH_FIELD
+    if length > _MAX_SHORT:
+        field = start
+        start += 2 if length == 126 else 8
+        length = int.from_bytes(data[field:start])
+    return start + (4 if second >= _MASKED else 0), length

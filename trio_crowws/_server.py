@@ -1,0 +1,325 @@
+"""One running server: who listens, where connections run, and the way to its end.
+
+Theory of operation
+    serve
+    └── nursery: the engine, under a shield (it must outlive the connections, which say goodbye through it)
+        └── nursery: the accept loops, the HTTP answers, and for each route
+            └── a nursery with one task for each connection of the route
+
+    There is one way down for everything: `aclose`, `drain`, signals and cancellation all come to `_shut_down` or to what
+    a cancelled task does by itself, and that is the same in a shorter time: stop accepting, 503 to half-open handshakes,
+    Close to all connections, wait, cancel what is left, run every `on_close`, release the transports.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+import trio
+
+from ._admission import Admission
+from ._closeinfo import check_close
+from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
+from ._session.ending import SHUTDOWN_HANDLER_GRACE
+from ._session.tasks import unwrap
+from ._transport.engine import Engine
+
+if TYPE_CHECKING:
+    from ._app import App
+    from ._route import Route
+    from ._session.connection import Connection
+    from ._transport.base import Address
+
+__all__ = ["Server"]
+
+logger = logging.getLogger("trio_crowws")
+
+
+class _Shutdown(NamedTuple):
+    grace: float
+    code: int
+    spread: float
+
+
+@final
+class Server:
+    """A running server, as `await nursery.start(app.serve, ...)` returns it.
+
+    Attributes:
+      app: the application that it serves.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self._engine = Engine()
+        self._admission = Admission(app, self._engine)
+        self._accepting = trio.CancelScope()
+        self._listening: list[ListeningSocket] = []
+        self._addresses: list[tuple[str, int] | str] = []
+        self._ssl_context: ssl.SSLContext | None = None
+        self._asked = trio.Event()
+        self._shutdown: _Shutdown | None = None
+        self._finished = trio.Event()
+
+    def __repr__(self) -> str:
+        where = ", ".join(a if isinstance(a, str) else format_address(a) for a in self._addresses)
+        return f"<Server on {where or 'a stream'} with {len(self._admission.connections)} connections>"
+
+    # What is known about it
+
+    @property
+    def addresses(self) -> list[tuple[str, int] | str]:
+        """Where it listens: `(host, port)`, or the path of a Unix socket."""
+        return list(self._addresses)
+
+    @property
+    def port(self) -> int:
+        """The port of its first TCP listener.
+
+        Raises:
+          ValueError: it listens on none.
+        """
+        for address in self._addresses:
+            if isinstance(address, tuple):
+                return address[1]
+        raise ValueError("the server does not listen on TCP")
+
+    @property
+    def connections(self) -> frozenset[Connection]:
+        """Its open connections, from before `on_open` until just before `on_close`."""
+        return frozenset(self._admission.connections)
+
+    @property
+    def closing(self) -> bool:
+        """Whether it has begun to shut down."""
+        return self._admission.closing
+
+    def route_scope(self, route: Route) -> trio.CancelScope:
+        """The scope around the connections of `route`: cancelling it ends them with 1001 and the route answers 503.
+
+        Raises:
+          KeyError: the server does not serve the route.
+        """
+        return self._admission.nurseries[route].cancel_scope
+
+    # The end
+
+    async def drain(self, grace: float | None = None, code: int = 1012, spread: float = 0) -> None:
+        """Shut down in an orderly way and wait until that is done.
+
+        Stops accepting, refuses half-open handshakes with 503, sends every connection a Close, waits for the handlers,
+        cancels those that are left, and returns when every `on_close` has run.
+
+        Args:
+          grace: seconds to wait for the handlers after the last Close was sent; `None` for `shutdown_grace`.
+          code: 1012 (service restart) tells clients to come back, 1001 (going away) that this was it.
+          spread: seconds over which the Close frames are spread at random, so that the clients do not all come back
+            at once.
+
+        Raises:
+          ValueError: a number is negative, or the code must not be sent.
+
+        Cancellation: stops the waiting only; the shutdown goes on.
+        """
+        if grace is None:
+            grace = self.app.options.shutdown_grace
+        if grace < 0 or spread < 0:
+            raise ValueError(f"grace={grace!r} and spread={spread!r} must not be negative")
+        code, _ = check_close(code, "")
+        if self._shutdown is None:
+            self._shutdown = _Shutdown(grace, code, spread)
+            self._asked.set()
+        await self._finished.wait()
+
+    async def aclose(self) -> None:
+        """Shut down for good: `drain` with 1001 and the option `shutdown_grace`."""
+        await self.drain(code=1001)
+
+    async def wait_closed(self) -> None:
+        """Wait until the server has ended, for whatever reason."""
+        await self._finished.wait()
+
+    def abort(self) -> None:
+        """Drop every connection at once, without a Close frame. `on_error` and `on_close` still run."""
+        self._stop_accepting()
+        for conn in list(self._admission.connections):
+            conn.abort()
+        for transport in self._engine.transports:
+            transport.abort()
+        if self._admission.nursery is not None:
+            self._admission.nursery.cancel_scope.cancel()
+
+    # The ways to serve
+
+    async def serve_sockets(
+        self,
+        listening: list[ListeningSocket],
+        ssl_context: ssl.SSLContext | None,
+        task_status: trio.TaskStatus[Server],
+    ) -> None:
+        """Serve on listening sockets of our own until the server is closed."""
+        self._ssl_context = ssl_context
+        await self._serve(listening, (), task_status)
+
+    async def serve_listeners(
+        self, listeners: Sequence[trio.abc.Listener[Any]], task_status: trio.TaskStatus[Server]
+    ) -> None:
+        """Serve on the application's listeners until the server is closed.
+
+        Plain sockets are taken out of their listeners and served like our own; everything else is served as streams.
+        """
+        plain = [listener for listener in listeners if isinstance(listener, trio.SocketListener)]
+        others = [listener for listener in listeners if not isinstance(listener, trio.SocketListener)]
+        listening = [ListeningSocket(socket.socket(fileno=listener.socket.detach())) for listener in plain]
+        await self._serve(listening, others, task_status)
+
+    async def serve_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
+        """Serve one connection over `stream`."""
+
+        async def serve() -> None:
+            self._begin_stream(stream, local, remote)
+            await self._admission.wait_quiet()
+
+        await self._run(serve)
+
+    async def _serve(
+        self,
+        listening: list[ListeningSocket],
+        others: Sequence[trio.abc.Listener[Any]],
+        task_status: trio.TaskStatus[Server],
+    ) -> None:
+        self._listening = listening
+        self._addresses = [listener.address for listener in listening]
+        self._addresses += [address for listener in others if (address := _address_of(listener)) is not None]
+
+        async def serve() -> None:
+            assert self._admission.nursery is not None
+            self._admission.nursery.start_soon(self._accept, listening, others)
+            task_status.started(self)
+            logger.info("%r is listening%s", self, " with TLS" if self._ssl_context else "")
+            await self._asked.wait()
+
+        try:
+            await self._run(serve)
+        finally:
+            for listener in listening:
+                listener.close()
+
+    async def _run(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Run `serve()` in its nurseries, then shut down."""
+        self.app.warn_about_options()
+        try:
+            async with trio.open_nursery() as outer:
+                await outer.start(self._engine.run)
+                try:
+                    await self._run_connections(serve)
+                finally:
+                    self._stop_accepting()
+                    await self._engine.aclose()
+        except BaseExceptionGroup as group:
+            raise unwrap(group) from None
+        finally:
+            self._finished.set()
+
+    async def _run_connections(self, serve: Callable[[], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+            self._admission.nursery = nursery
+            for route in self.app.routes:
+                await nursery.start(self._host_route, route)
+            try:
+                await serve()
+            finally:
+                self._stop_accepting()
+            await self._shut_down()
+            nursery.cancel_scope.cancel()
+
+    async def _host_route(self, route: Route, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._admission.nurseries[route] = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    # Shutting down
+
+    def _stop_accepting(self) -> None:
+        self._accepting.cancel()
+        for listener in self._listening:
+            listener.close()
+        self._admission.stop()
+
+    async def _shut_down(self) -> None:
+        grace, code, spread = self._shutdown or _Shutdown(self.app.options.shutdown_grace, 1001, 0)
+        conns = list(self._admission.connections)
+        random.shuffle(conns)
+        start = trio.current_time()
+        for number, conn in enumerate(conns):
+            if spread:
+                await trio.sleep_until(start + spread * number / len(conns))
+            conn.hurry(SHUTDOWN_HANDLER_GRACE)
+            conn.close_nowait(code)
+        with trio.move_on_after(grace):
+            await self._admission.wait_quiet()
+        if self._admission.tasks:
+            logger.warning(
+                "%d handlers still ran after the grace of %g s and are cancelled", self._admission.tasks, grace
+            )
+
+    # Accepting
+
+    async def _accept(self, listening: list[ListeningSocket], others: Sequence[trio.abc.Listener[Any]]) -> None:
+        with self._accepting:
+            async with trio.open_nursery() as nursery:
+                for sock in listening:
+                    nursery.start_soon(sock.accept_forever, self._begin_socket)
+                for listener in others:
+                    nursery.start_soon(self._accept_streams, listener)
+
+    async def _accept_streams(self, listener: trio.abc.Listener[Any]) -> None:
+        async with listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    logger.error("cannot accept on %r: %s; trying again", listener, error)
+                    await trio.sleep(EXHAUSTED_PAUSE)
+                else:
+                    self._begin_stream(stream, None, None)
+
+    def _begin_socket(self, sock: socket.socket, local: Address, remote: Address) -> None:
+        if self._ssl_context is None:
+            opening = self._admission.new_opening()
+            opening.transport = self._engine.add_socket(sock, opening, local, remote)
+        else:
+            plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            stream = trio.SSLStream(plain, self._ssl_context, server_side=True, https_compatible=True)
+            self._begin_stream(stream, local, remote)
+
+    def _begin_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
+        opening = self._admission.new_opening()
+        if local is None and remote is None:
+            local, remote = _addresses_of(stream)
+        opening.transport = self._engine.add_stream(stream, opening, local, remote, handshake_deadline=opening.deadline)
+
+
+def _address_of(listener: trio.abc.Listener[Any]) -> tuple[str, int] | str | None:
+    if isinstance(listener, trio.SSLListener) and isinstance(listener.transport_listener, trio.SocketListener):
+        return _plain(listener.transport_listener.socket.getsockname())
+    return None
+
+
+def _addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
+    """The local and the remote address of a stream, where there is a socket below it."""
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if not isinstance(stream, trio.SocketStream):
+        return None, None
+    return _plain(stream.socket.getsockname()), _plain(stream.socket.getpeername())
+
+
+def _plain(name: Any) -> Address:
+    return name[:2] if isinstance(name, tuple) else name

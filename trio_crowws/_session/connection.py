@@ -1,0 +1,316 @@
+"""The public face of one WebSocket connection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import trio
+
+from .._closeinfo import CloseInfo, check_close
+from .._protocol.closing import Event, Phase
+from ..errors import ConnectionClosedOK, ConnectionLost
+from .ending import State
+from .handlers import Handler, HandlerPlan
+from .receiving import Receiving
+from .tasks import Children
+
+if TYPE_CHECKING:
+    from .._options import Options
+    from .._protocol.framing import FrameReader
+    from .._protocol.request import Request
+    from .._transport.base import Address, Transport
+    from .._transport.timers import Timers
+    from .handlers import Callbacks
+
+__all__ = ["Connection", "PublishResult", "RoomsLike"]
+
+
+class PublishResult(Protocol):
+    """How many subscribers a message went to, and how many it did not."""
+
+    @property
+    def sent(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def closed(self) -> int: ...
+
+
+class RoomsLike(Protocol):
+    """What a connection needs of the application's rooms."""
+
+    def join(self, conn: Connection, room: str) -> bool: ...
+    def leave(self, conn: Connection, room: str) -> bool: ...
+    def of(self, conn: Connection) -> frozenset[str]: ...
+    def publish(
+        self, room: str, data: str | bytes | bytearray | memoryview, exclude: Iterable[Connection]
+    ) -> PublishResult: ...
+
+
+@final
+class Connection(Receiving):
+    """One WebSocket connection, from the 101 to `on_close` and, for its readable names, beyond.
+
+    The contract: every method may be called from any task of the server's Trio loop. Sends are whole frames or nothing,
+    in the order of the calls, and everything sent before `close` is on the wire before the Close frame. One task at a
+    time may wait in `receive`. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which says
+    why; a session handler may let that pass, it is a normal end. Cancelling any of the calls leaves the connection as it
+    was. Connections are made by the application's server, never by hand.
+
+    Attributes:
+      id: unique in this process and never used again.
+      request: the request that opened the connection.
+      userdata: whatever `Accept(userdata=...)` carried; yours.
+      subprotocol: the negotiated subprotocol, or `None`.
+      messages_received, messages_sent, bytes_received, dropped: counters.
+    """
+
+    __slots__ = ("_children", "_nursery", "_rooms", "subprotocol", "userdata")
+
+    def __init__(
+        self,
+        connection_id: str,
+        request: Request,
+        options: Options,
+        transport: Transport,
+        timers: Timers,
+        reader: FrameReader,
+        callbacks: Callbacks,
+        rooms: RoomsLike,
+        nursery: trio.Nursery,
+    ) -> None:
+        super().__init__(connection_id, request, options, transport, timers, reader, callbacks)
+        self._rooms = rooms
+        self._nursery = nursery
+        self._children: Children | None = None
+        self.subprotocol: str | None = None
+        self.userdata: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} {self.request.path!r} from {self.remote_address} {self.state.value}>"
+
+    # What is known about it
+
+    @property
+    def state(self) -> State:
+        """`State.OPEN`, `State.CLOSING` from the first sign of an end, `State.CLOSED` when `close_info` is set."""
+        if self._phase is Phase.OPEN:
+            return State.OPEN
+        return State.CLOSED if self._phase is Phase.CLOSED else State.CLOSING
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has begun to end the connection.
+
+        No guard for `send`: the peer may close at any moment, so catch `ConnectionClosed` instead.
+        """
+        return self._phase is Phase.OPEN
+
+    @property
+    def close_info(self) -> CloseInfo | None:
+        """How the connection ended; `None` until it has."""
+        return self._close_info
+
+    @property
+    def remote_address(self) -> Address:
+        """`(host, port)` of the peer, or the path of a Unix socket; readable for ever."""
+        return self._transport.remote_address
+
+    @property
+    def local_address(self) -> Address:
+        """`(host, port)` of this side, or the path of a Unix socket; readable for ever."""
+        return self._transport.local_address
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds that the last answered ping took, heartbeat included; `None` before the first."""
+        return self._latency
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that the operating system has taken, the opening handshake included."""
+        return self._transport.bytes_sent
+
+    @property
+    def cancel_scope(self) -> trio.CancelScope:
+        """The scope around the handler. Cancelling it ends the connection with 1001, from any task."""
+        return self._scope
+
+    # Sending
+
+    async def send_text(self, text: str) -> None:
+        """Send a text message; see `send`.
+
+        Raises:
+          TypeError: `text` is not a str.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a text message must be str, not {type(text).__name__}")
+        await self.send(text)
+
+    async def send_binary(self, data: bytes | bytearray | memoryview) -> None:
+        """Send a binary message; see `send`.
+
+        Raises:
+          TypeError: `data` is not bytes-like.
+        """
+        if isinstance(data, str):
+            raise TypeError("a binary message must be bytes, bytearray or memoryview, not str")
+        await self.send(data)
+
+    async def send_json(self, value: Any) -> None:
+        """Send `value` as a JSON text message; see `send`.
+
+        Raises:
+          TypeError: `value` cannot be represented; nothing was sent.
+          ValueError: it holds NaN or an infinity, which JSON does not have; nothing was sent.
+        """
+        await self.send(json.dumps(value, allow_nan=False))
+
+    # Receiving
+
+    def __aiter__(self) -> Connection:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        """The next message; the loop ends with the closing handshake and raises if there was none.
+
+        Raises:
+          ConnectionClosedError: the connection ended without a complete closing handshake.
+        """
+        try:
+            return await self.receive()
+        except ConnectionClosedOK:
+            raise StopAsyncIteration from None
+
+    async def ping(self) -> float:
+        """Send a ping and wait for its pong (RFC 6455 section 5.5.2).
+
+        Returns:
+          The round trip in seconds; also kept as `latency`.
+
+        Raises:
+          ConnectionClosed: the connection is closing, or ended before the pong came.
+
+        Cancellation: stops the waiting only. The heartbeat ends a dead connection and so bounds the wait.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._phase is not Phase.OPEN:
+            raise self._closed_error()
+        ping = self._send_ping(self._timers.tick())
+        ping.answered = trio.Event()
+        self._transport.flush()
+        await ping.answered.wait()
+        if ping.latency is None:
+            raise self._closed_error()
+        return ping.latency
+
+    # Closing
+
+    async def close(self, code: int = 1000, reason: str = "") -> CloseInfo:
+        """Close the connection and wait until it is closed (RFC 6455 section 7.1.2).
+
+        What was sent before goes out first; what comes in afterwards is dropped. A connection that is closing already is
+        only waited for.
+
+        Args:
+          code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+          reason: cut to 123 bytes of UTF-8.
+
+        Raises:
+          ValueError, TypeError: the code must not be sent, or the types are wrong; nothing has happened.
+
+        Cancellation: stops the waiting only. The closing handshake goes on and ends within `close_timeout`.
+        """
+        self.close_nowait(code, reason)
+        return await self._wait_closed()
+
+    def close_nowait(self, code: int = 1000, reason: str = "") -> None:
+        """Begin to close without waiting; see `close`."""
+        code, reason = check_close(code, reason)
+        self._begin_local_close(code, reason)
+
+    def abort(self) -> None:
+        """Drop the connection at once, without a Close frame; the peer sees 1006. What is queued is lost."""
+        if self._phase is not Phase.CLOSED:
+            self._record(ConnectionLost("aborted by this side"), "local")
+            self._apply(Event.LOST)
+
+    async def wait_closed(self) -> CloseInfo:
+        """Wait until the connection is closed. `on_close` may still be running then.
+
+        Cancellation: stops the waiting only.
+        """
+        return await self._wait_closed()
+
+    # Rooms
+
+    def join(self, room: str) -> bool:
+        """Become a member of `room`; `False` if it is one already. Membership ends by itself before `on_close`.
+
+        Raises:
+          TypeError: the name is not a str.
+          ConnectionClosed: the connection has ended.
+        """
+        if self._phase is Phase.CLOSED:
+            raise self._closed_error()
+        return self._rooms.join(self, room)
+
+    def leave(self, room: str) -> bool:
+        """Stop being a member of `room`; `False` if it was none."""
+        return self._rooms.leave(self, room)
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """The rooms that it is a member of."""
+        return self._rooms.of(self)
+
+    def publish(self, room: str, data: str | bytes | bytearray | memoryview) -> PublishResult:
+        """Send `data` to every member of `room` but this connection; never waits. See `App.publish`."""
+        return self._rooms.publish(room, data, (self,))
+
+    # Tasks and handlers
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task that belongs to this connection: it is cancelled, and has ended, before `on_close`.
+
+        An exception in it ends the connection like one in a handler.
+
+        Raises:
+          ConnectionClosed: the connection has ended.
+        """
+        if self._phase is Phase.CLOSED:
+            raise self._closed_error()
+        if self._children is None:
+            self._children = Children(self)
+        self._children.start(self._nursery, function, args)
+
+    def child_failed(self, error: Exception) -> None:
+        """A task of `start_soon` has raised: the handler is cancelled, and the connection ends with 1011."""
+        self.fail(error)
+        self._scope.cancel()
+
+    async def end_children(self) -> None:
+        """Cancel the tasks of `start_soon` and wait until they have ended."""
+        if self._children is not None:
+            await self._children.end(self._options.callback_timeout)
+
+    def set_handler(self, handler: Handler | type[Handler]) -> None:
+        """Hand the connection to another handler, from its next event on. `on_accept` and `on_open` are not called.
+
+        Args:
+          handler: a `Handler` object, or a `Handler` class that is called without arguments.
+
+        Raises:
+          TypeError: it is neither, or one of its callbacks is unknown or has the wrong parameters.
+          RuntimeError: the connection is run by a session handler, which can simply call another one.
+        """
+        if self._callbacks.session is not None:
+            raise RuntimeError("set_handler is for callbacks; a session handler can await another session itself")
+        if isinstance(handler, type) and issubclass(handler, Handler):
+            handler = handler()
+        if not isinstance(handler, Handler):
+            raise TypeError(f"set_handler takes a Handler object or class, not {type(handler).__name__}")
+        self._callbacks = HandlerPlan(type(handler)).bind(handler)

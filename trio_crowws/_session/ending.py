@@ -1,0 +1,422 @@
+"""The end of a connection: the closing machine at work, and everything that happens by the clock.
+
+`Ending` is the lowest of four layers that make a `Connection`: ending, sending, receiving, and the public face. Each adds
+one concern and knows only those below it.
+
+Theory of operation
+    Whatever ends a connection is recorded (`_record`: the first error and the first initiator win) and then applied to
+    the table in `_protocol/closing.py`, which says what the next phase is and what has to be done on the way. No code
+    outside this module changes the phase. When the phase becomes `CLOSED` the `CloseInfo` is made, once, and everybody
+    who waits is woken.
+
+    One timer serves each connection. It fires at the earliest moment at which something could be due, looks at what is
+    the case then, and is armed for the next moment. So traffic costs no timer operations: `_last_received` is stored at
+    each read, and the heartbeat looks at it when the interval is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from .._closeinfo import CloseFrame, CloseInfo
+from .._protocol.closing import TRANSITIONS, Action, Event, Phase
+from .._protocol.encoding import encode_close, encode_ping
+from .._protocol.framing import CloseReceived, Fault
+from .._transport.timers import Timer
+from ..errors import (
+    CloseTimeout,
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    ConnectionLost,
+    CrowWSError,
+    HeartbeatTimeout,
+    SlowConsumer,
+)
+
+if TYPE_CHECKING:
+    from .._options import Options
+    from .._protocol.framing import FrameReader
+    from .._protocol.request import Request
+    from .._transport.base import Transport
+    from .._transport.timers import Timers
+
+__all__ = ["Ending", "State"]
+
+logger = logging.getLogger("trio_crowws")
+
+ANSWER_STEP = 0.25
+"""Seconds that a handler may take over one message while the peer waits for its Close to be answered."""
+
+SHUTDOWN_HANDLER_GRACE = 1.0
+"""Seconds that a handler gets after its connection has closed while the server shuts down."""
+
+
+class State(Enum):
+    """The state of a connection as an application sees it."""
+
+    OPEN = "open"
+    """Messages flow."""
+    CLOSING = "closing"
+    """One side has begun to close."""
+    CLOSED = "closed"
+    """The end; `close_info` is set."""
+
+
+class PingSent:
+    """A ping that waits for its pong."""
+
+    __slots__ = ("answered", "latency", "sent_at")
+
+    def __init__(self, sent_at: float) -> None:
+        self.sent_at = sent_at
+        self.latency: float | None = None
+        self.answered: trio.Event | None = None
+
+
+class Ending:
+    """State, end and timers of one connection."""
+
+    __slots__ = (
+        "__weakref__",
+        "_answer_limit",
+        "_answer_mark",
+        "_close_deadline",
+        "_close_info",
+        "_closed",
+        "_debug",
+        "_error",
+        "_handler_grace",
+        "_initiator",
+        "_last_received",
+        "_latency",
+        "_options",
+        "_phase",
+        "_ping_sent_at",
+        "_pings",
+        "_reader",
+        "_received",
+        "_resumed_at",
+        "_scope",
+        "_sent",
+        "_stall_deadline",
+        "_stall_mark",
+        "_taken",
+        "_terminal",
+        "_timer",
+        "_timers",
+        "_transport",
+        "id",
+        "request",
+    )
+
+    def __init__(
+        self,
+        connection_id: str,
+        request: Request,
+        options: Options,
+        transport: Transport,
+        timers: Timers,
+        reader: FrameReader,
+    ) -> None:
+        self.id = connection_id
+        self.request = request
+        self._options = options
+        self._transport = transport
+        self._timers = timers
+        self._reader = reader
+        self._timer = Timer(timers, self._on_timer)
+        self._scope = trio.CancelScope()
+        self._debug = logger.isEnabledFor(logging.DEBUG)
+
+        self._phase = Phase.OPEN
+        self._error: Exception | None = None
+        self._initiator: Literal["local", "remote"] | None = None
+        self._sent: CloseFrame | None = None
+        self._received: CloseFrame | None = None
+        self._terminal: CloseReceived | Fault | None = None
+        self._close_info: CloseInfo | None = None
+        self._closed: trio.Event | None = None
+
+        self._taken = 0
+        self._answer_mark = 0
+        self._answer_limit = math.inf
+        self._close_deadline = math.inf
+        self._handler_grace = options.callback_timeout
+
+        now = timers.tick()
+        self._last_received = now
+        self._resumed_at = now
+        self._ping_sent_at: float | None = None
+        self._pings: dict[bytes, PingSent] | None = None
+        self._latency: float | None = None
+        self._stall_mark = 0
+        self._stall_deadline = math.inf
+        if options.ping_interval is not None:
+            self._timer.arm(now + options.ping_interval)
+
+    # The closing machine
+
+    def _apply(self, event: Event, frame: CloseFrame | None = None) -> bool:
+        """Move on as the table says; `False` where the event means nothing any more."""
+        row = TRANSITIONS.get((self._phase, event))
+        if row is None:
+            return False
+        before = self._phase
+        self._phase, actions = row
+        if self._debug:
+            logger.debug("[%s] %s: %s -> %s", self.id, event.name, before.name, self._phase.name)
+        for action in actions:
+            if action is Action.SEND_CLOSE:
+                self._send_close(frame or CloseFrame(None))
+            elif action is Action.FINISH:
+                both = self._sent is not None and self._received is not None
+                self._transport.close(self._timers.now + self._options.close_timeout, linger=not both)
+            else:
+                self._transport.abort()
+        if self._phase is Phase.ANSWERING:
+            self._begin_answering()
+        elif self._phase is Phase.CLOSED:
+            self._become_closed(clean=event is Event.FLUSHED)
+        else:
+            self._begin_closing()
+        return True
+
+    def _send_close(self, frame: CloseFrame) -> None:
+        self._sent = frame
+        self._initiate("local")
+        self._transport.write(encode_close(frame.code, frame.reason))
+
+    def _initiate(self, side: Literal["local", "remote"]) -> None:
+        if self._initiator is None:
+            self._initiator = side
+
+    def _record(self, error: Exception, side: Literal["local", "remote"]) -> None:
+        """Something went wrong. The first error is the one that counts."""
+        if self._error is None and self._phase is not Phase.CLOSED:
+            self._error = error
+        self._initiate(side)
+
+    def _begin_answering(self) -> None:
+        self._answer_mark = self._taken
+        self._answer_limit = self._timers.now + self._options.close_timeout
+        self._timer.arm(self._timers.now + min(ANSWER_STEP, self._options.close_timeout))
+
+    def _begin_closing(self) -> None:
+        if self._close_deadline == math.inf:
+            self._close_deadline = self._timers.tick() + self._options.close_timeout
+            self._timer.arm(self._close_deadline)
+        self._wake_all()
+        if self._phase is Phase.ENDING:
+            self._transport.flush()
+            self._check_flushed()
+
+    def _check_flushed(self) -> None:
+        if self._phase is Phase.ENDING and self._transport.buffered == 0:
+            self._apply(Event.FLUSHED)
+
+    def _become_closed(self, *, clean: bool) -> None:
+        self._close_info = self._describe(clean=clean and self._sent is not None and self._received is not None)
+        self._timer.cancel()
+        if self._closed is not None:
+            self._closed.set()
+        self._wake_all()
+        # A handler that still runs has this long to notice; its scope is the one that the connection's task entered.
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._handler_grace)
+
+    def _describe(self, *, clean: bool) -> CloseInfo:
+        if self._received is not None:
+            code = 1005 if self._received.code is None else self._received.code
+            reason = self._received.reason
+        elif self._error is not None:
+            known = self._error.code if isinstance(self._error, CrowWSError) else None
+            code = 1011 if known is None else known
+            reason = self._sent.reason if self._sent is not None and self._sent.code == code else ""
+        else:
+            code, reason = 1006, ""
+        return CloseInfo(code, reason, clean, self._initiator or "local", self._sent, self._received, self._error)
+
+    def _closed_error(self) -> ConnectionClosed:
+        info = self._close_info
+        if info is None:
+            info = self._describe(clean=self._sent is not None and self._received is not None)
+        kind = ConnectionClosedOK if info.clean else ConnectionClosedError
+        return kind(info, self.id)
+
+    def _conclude(self) -> None:
+        """What the peer sent before its Close, fault or end of stream has been taken: now that is due."""
+        if self._phase is not Phase.ANSWERING:
+            return
+        terminal = self._terminal
+        if isinstance(terminal, CloseReceived):
+            # Section 5.5.1: echo the code; the reason was the peer's to give.
+            self._apply(Event.ANSWERED, CloseFrame(terminal.code))
+        elif isinstance(terminal, Fault):
+            self._apply(Event.FAIL, CloseFrame(terminal.error.code, str(terminal.error)[:100]))
+        else:
+            self._apply(Event.PEER_ENDED)
+
+    def _begin_local_close(self, code: int | None, reason: str = "") -> None:
+        """Start the closing handshake, or finish the one that the peer started."""
+        self._timers.tick()
+        self._apply(Event.LOCAL_CLOSE, CloseFrame(code, reason))
+
+    def fail(self, error: Exception) -> None:
+        """The application raised: the peer gets 1011 and no text (the text could hold secrets)."""
+        self._record(error, "local")
+        self._begin_local_close(1011)
+
+    def hurry(self, grace: float) -> None:
+        """The server shuts down: a handler that still runs when its connection has closed gets less time."""
+        self._handler_grace = min(self._handler_grace, grace)
+        if self._phase is Phase.CLOSED:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._handler_grace)
+
+    @property
+    def options(self) -> Options:
+        """The options of its route."""
+        return self._options
+
+    async def _wait_closed(self) -> CloseInfo:
+        if self._close_info is None:
+            if self._closed is None:
+                self._closed = trio.Event()
+            self._transport.flush()
+            await self._closed.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+        assert self._close_info is not None
+        return self._close_info
+
+    # What the transport reports
+
+    def lost(self, error: Exception | None) -> None:
+        """The transport is gone."""
+        reason = ConnectionLost(f"the transport broke: {error}" if error else "the transport was closed")
+        reason.__cause__ = error
+        self._record(reason, "remote")
+        self._apply(Event.LOST)
+
+    def stalled(self) -> None:
+        """The peer does not read; from here on its progress is watched."""
+        timeout = self._options.send_timeout
+        if timeout is not None and self._stall_deadline == math.inf:
+            self._stall_mark = self._transport.bytes_sent
+            self._stall_deadline = self._timers.tick() + timeout
+            self._timer.arm(self._stall_deadline)
+
+    # What the clock brings
+
+    def _on_timer(self, now: float) -> float | None:
+        if self._phase is Phase.OPEN:
+            return self._watch_open(now)
+        if self._phase is Phase.ANSWERING:
+            if now >= self._answer_limit or self._taken == self._answer_mark:
+                self._conclude()
+                return None
+            self._answer_mark = self._taken
+            return min(now + ANSWER_STEP, self._answer_limit)
+        if self._phase is not Phase.CLOSED and now >= self._close_deadline:
+            self.give_up_closing()
+            return None
+        return self._close_deadline
+
+    def finish(self, code: int) -> None:
+        """The handler is done: close with `code`, or answer the peer that has closed."""
+        self._timers.tick()
+        if self._phase is Phase.ANSWERING:
+            self._conclude()
+        elif self._phase is Phase.OPEN:
+            self._begin_local_close(code)
+
+    def give_up_closing(self) -> None:
+        """The peer had its time to finish the closing handshake."""
+        if self._phase is not Phase.CLOSED:
+            self._record(CloseTimeout("the peer did not finish the closing handshake in time"), "local")
+            self._apply(Event.TIMEOUT)
+
+    def _watch_open(self, now: float) -> float | None:
+        following = min(self._watch_stall(now), self._watch_heartbeat(now))
+        return None if self._phase is not Phase.OPEN or following == math.inf else following
+
+    def _watch_stall(self, now: float) -> float:
+        """When to look again at a peer that does not read. It is given up when it took nothing for `send_timeout`."""
+        timeout = self._options.send_timeout
+        if timeout is None or self._stall_deadline == math.inf:
+            return math.inf
+        if not self._transport.blocked:
+            self._stall_deadline = math.inf
+        elif now >= self._stall_deadline:
+            if self._transport.bytes_sent == self._stall_mark:
+                self._record(SlowConsumer(f"the peer took nothing for {timeout} s"), "local")
+                self._apply(Event.LOST)
+                return math.inf
+            self._stall_mark = self._transport.bytes_sent
+            self._stall_deadline = now + timeout
+        return self._stall_deadline
+
+    def _watch_heartbeat(self, now: float) -> float:
+        """Ping a silent peer, give up a dead one, and say when to look again.
+
+        Everything that is received is life. While *we* do not read, the peer's pong could not be seen, so the clock
+        stands still and starts anew when reading goes on.
+        """
+        interval, timeout = self._options.ping_interval, self._options.ping_timeout
+        if interval is None or self._phase is not Phase.OPEN:
+            return math.inf
+        if self._transport.paused:
+            return now + interval
+        if self._ping_sent_at is not None and self._last_received > self._ping_sent_at:
+            self._ping_sent_at = None
+        if self._ping_sent_at is not None and timeout is not None:
+            due = max(self._ping_sent_at, self._resumed_at) + timeout
+            if now >= due:
+                self._record(HeartbeatTimeout(f"no sign of life for {timeout} s after a ping"), "local")
+                self._apply(Event.LOST)
+                return math.inf
+            return due
+        due = max(self._last_received, self._ping_sent_at or 0) + interval
+        if now < due:
+            return due
+        self._ping_sent_at = now
+        self._send_ping(now)
+        return now + (interval if timeout is None else timeout)
+
+    def _send_ping(self, now: float) -> PingSent:
+        payload = os.urandom(8)  # a forged pong should not measure as a latency
+        if self._pings is None:
+            self._pings = {}
+        if len(self._pings) >= 64:  # only without ping_timeout does a silent peer let them pile up
+            del self._pings[next(iter(self._pings))]
+        self._pings[payload] = ping = PingSent(now)
+        self._reader.credit_ping()
+        self._transport.write(encode_ping(payload))
+        return ping
+
+    def _pong_received(self, payload: bytes) -> None:
+        """Section 5.5.3: a pong answers the ping that it quotes, and with it all earlier ones."""
+        if not self._pings or payload not in self._pings:
+            return
+        now = self._timers.tick()
+        for sent in list(self._pings):
+            ping = self._pings.pop(sent)
+            ping.latency = now - ping.sent_at
+            if ping.answered is not None:
+                ping.answered.set()
+            if sent == payload:
+                self._latency = ping.latency
+                break
+
+    def _wake_all(self) -> None:
+        """Whoever waits for something that an ending connection cannot give any more."""
+        if self._phase is Phase.CLOSED and self._pings:
+            for ping in self._pings.values():
+                if ping.answered is not None:
+                    ping.answered.set()
+            self._pings = None

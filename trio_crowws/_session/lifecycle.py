@@ -1,0 +1,190 @@
+"""The task of one connection: from the opened connection to `on_close`, whatever happens in between.
+
+Theory of operation
+    The order is fixed: `on_open`, messages, then the end in four steps, none of which can be skipped.
+
+    1. *Close.* If the handler has returned, 1000; if it raised, 1011; if it was cancelled, 1001. Then wait until the
+       closing machine has finished, which it does by itself within `close_timeout`. A cancelled task waits a shorter
+       time, under a shield: a peer that cooperates is to see a Close frame and not a broken connection.
+    2. *Tasks* that were started with `start_soon` are cancelled and waited for.
+    3. `on_error`, if something went wrong; the connection is still in its rooms and registries.
+    4. `on_close`, last; the connection is out of them.
+
+    Steps 3 and 4 share one deadline, `callback_timeout`, and are shielded from cancellation until then. What was not an
+    `Exception` (Cancelled, KeyboardInterrupt, SystemExit) is kept aside meanwhile and raised again at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from .receiving import call
+from .tasks import log_failure, sort_out
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .handlers import Callback
+
+__all__ = ["live"]
+
+logger = logging.getLogger("trio_crowws")
+
+CANCELLED_GRACE = 1.0
+"""Seconds that a cancelled connection waits for its peer to answer the Close frame."""
+
+
+class Listed(Protocol):
+    """Where a connection is listed while it is open."""
+
+    def enter(self) -> None:
+        """Enter the lists."""
+
+    def leave(self) -> None:
+        """Leave the lists and all rooms."""
+
+
+@trio.lowlevel.enable_ki_protection
+async def live(conn: Connection, deadline: float, early_data: bytes, listed: Listed) -> None:
+    """Run a connection whose 101 is on its way, to its end.
+
+    Args:
+      deadline: absolute time by which the 101 must have left.
+      early_data: frames that came together with the request.
+      listed: where the connection is listed from before `on_open` until just before `on_close`.
+    """
+    opened, pending = await _handle(conn, deadline, early_data, listed)
+    pending = await _close(conn, pending)
+    await conn.end_children()
+    try:
+        if opened:
+            await _say_goodbye(conn, listed)
+            _log_end(conn)
+    finally:
+        if pending is not None:
+            raise pending
+
+
+async def _handle(
+    conn: Connection, deadline: float, early_data: bytes, listed: Listed
+) -> tuple[bool, BaseException | None]:
+    """Run the handler. Returns whether it was entered, and what must be raised again later.
+
+    Afterwards the connection is closing.
+    """
+    pending = None
+    opened = finished = False
+    scope = conn.cancel_scope
+    try:
+        with scope:
+            scope.deadline = deadline
+            await conn.wait_flushed()
+            if conn.is_open:
+                scope.deadline = math.inf
+                opened = True
+                listed.enter()
+                _log_start(conn)
+                conn.begin(early_data)
+                await _run_handler(conn)
+            finished = True
+    except GeneratorExit:
+        raise  # Trio itself has crashed; nothing can be awaited any more
+    except BaseException as error:
+        own, pending = sort_out(conn.id, error)
+        if own is not None:
+            log_failure(conn, "the handler", own)
+            conn.fail(own)
+    if opened and scope.cancelled_caught and conn.close_info is not None:
+        logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
+    conn.finish(1000 if finished else 1001)
+    return opened, pending
+
+
+@trio.lowlevel.disable_ki_protection
+async def _run_handler(conn: Connection) -> None:
+    callbacks = conn.callbacks
+    if callbacks.session is not None:
+        await callbacks.session.function(conn)
+    else:
+        if callbacks.open is not None:
+            await call(callbacks.open, conn)
+        await conn.run_callbacks()
+
+
+async def _close(conn: Connection, pending: BaseException | None) -> BaseException | None:
+    """Wait until the connection is closed; the closing machine's own deadline bounds that."""
+    if pending is None:
+        try:
+            await conn.wait_closed()
+        except BaseException as error:  # kept aside, and raised again by `live`
+            pending = error
+    if conn.close_info is None:
+        # Shielded, so that a cooperative peer of a cancelled connection sees 1001; the deadline is short.
+        with trio.CancelScope(deadline=trio.current_time() + CANCELLED_GRACE, shield=True):
+            await conn.wait_closed()
+    conn.give_up_closing()
+    return pending
+
+
+async def _say_goodbye(conn: Connection, listed: Listed) -> None:
+    info = conn.close_info
+    assert info is not None
+    callbacks = conn.callbacks
+    deadline = trio.current_time() + conn.options.callback_timeout
+    try:
+        if info.error is not None and callbacks.error is not None:
+            await _call_last(conn, "on_error", callbacks.error, info.error, deadline)
+    finally:
+        listed.leave()
+        if callbacks.close is not None:
+            await _call_last(conn, "on_close", callbacks.close, info, deadline)
+
+
+async def _call_last(conn: Connection, name: str, callback: Callback, argument: object, deadline: float) -> None:
+    # Shielded: these two are delivered whatever is cancelled. They share one deadline, so they cannot hold it up.
+    with trio.CancelScope(deadline=deadline, shield=True) as scope:
+        try:
+            await _call_unprotected(callback, conn, argument)
+        except Exception as error:
+            log_failure(conn, name, error)
+    if scope.cancelled_caught:
+        logger.warning(
+            "[%s] %s was cancelled: callback_timeout=%g is over", conn.id, name, conn.options.callback_timeout
+        )
+
+
+@trio.lowlevel.disable_ki_protection
+async def _call_unprotected(callback: Callback, *arguments: object) -> None:
+    await call(callback, *arguments)
+
+
+def _log_start(conn: Connection) -> None:
+    logger.info(
+        "[%s] open: %s %s subprotocol=%s", conn.id, conn.remote_address, ascii(conn.request.path), conn.subprotocol
+    )
+
+
+def _log_end(conn: Connection) -> None:
+    info = conn.close_info
+    assert info is not None
+    logger.info(
+        "[%s] closed: %s %s subprotocol=%s code=%d reason=%s by=%s clean=%s cause=%s "
+        "received=%d messages/%d bytes sent=%d messages/%d bytes dropped=%d",
+        conn.id,
+        conn.remote_address,
+        ascii(conn.request.path),
+        conn.subprotocol,
+        info.code,
+        ascii(info.reason),
+        info.initiator,
+        info.clean,
+        "-" if info.error is None else f"{type(info.error).__name__}: {str(info.error)!a}",
+        conn.messages_received,
+        conn.bytes_received,
+        conn.messages_sent,
+        conn.bytes_sent,
+        conn.dropped,
+    )

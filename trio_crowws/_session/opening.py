@@ -1,0 +1,133 @@
+"""The HTTP part of a connection: from the accepted socket to the request, and the answers that are not a 101.
+
+No task is needed until a request is complete. A peer that connects and says nothing, or drips its request, costs a small
+object and one timer, and has `handshake_timeout` seconds from the moment its socket was accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .._protocol.handshake import RequestReader, http_response
+from .._transport.timers import Timer
+from ..errors import HandshakeError
+
+if TYPE_CHECKING:
+    from .._protocol.request import Request
+    from .._transport.base import Transport
+    from .._transport.timers import Timers
+    from .accepting import Response
+
+__all__ = ["Opening"]
+
+logger = logging.getLogger("trio_crowws")
+
+LINGER = 5.0
+"""Seconds that a refused peer has to read the answer and to close."""
+
+
+class Opening:
+    """The receiver of a transport until its request is answered.
+
+    Attributes:
+      deadline: absolute time by which the 101 has to be out.
+    """
+
+    __slots__ = ("_admit", "_done", "_on_gone", "_reader", "_timer", "_timers", "deadline", "transport")
+
+    transport: Transport
+
+    def __init__(
+        self,
+        timers: Timers,
+        reader: RequestReader,
+        handshake_timeout: float,
+        admit: Callable[[Opening, Request], None],
+        on_gone: Callable[[Opening], None],
+    ) -> None:
+        self._timers = timers
+        self._reader = reader
+        self._admit = admit
+        self._on_gone = on_gone
+        self._done = False
+        self.deadline = timers.tick() + handshake_timeout
+        self._timer = Timer(timers, self._on_timer)
+        self._timer.arm(self.deadline)
+
+    @property
+    def early_data(self) -> bytes:
+        """What came behind the request: the first frames of a peer that does not wait for the 101."""
+        return self._reader.trailing
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        if self._done:
+            return
+        try:
+            request = self._reader.feed(data)
+        except HandshakeError as error:
+            self.refuse(error)
+            return
+        if request is None:
+            return
+        request.remote_address = self.transport.remote_address
+        request.local_address = self.transport.local_address
+        request.secure = self.transport.secure
+        # What the peer sends from here on waits in the kernel until the application has decided.
+        self.transport.pause()
+        self._timer.cancel()
+        self._admit(self, request)
+
+    def hand_over(self) -> None:
+        """The request is accepted; from here on the transport belongs to the connection."""
+        self._finish()
+
+    def refuse(self, error: HandshakeError) -> None:
+        """Answer with the status of `error` and close."""
+        body = f"{error}\n".encode("latin-1", errors="replace")
+        headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
+        self._answer(error.status, headers, body, head_only=False)
+        logger.info("refused %s with %d: %s", self.transport.remote_address, error.status, ascii(str(error)))
+
+    def respond(self, response: Response, *, head_only: bool = False) -> None:
+        """Answer with `response` and close."""
+        self._answer(response.status, response.headers, response.body, head_only=head_only)
+
+    def _answer(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes, *, head_only: bool) -> None:
+        if self._done:
+            return
+        self._finish()
+        self.transport.write(http_response(status, headers, body, head_only=head_only))
+        # Lingering: what the peer has sent behind its request must not destroy the answer (and is never interpreted).
+        self.transport.close(self._timers.tick() + LINGER, linger=True)
+
+    def _finish(self) -> None:
+        if not self._done:
+            self._done = True
+            self._timer.cancel()
+            self._on_gone(self)
+
+    # What else the transport reports
+
+    def eof(self) -> None:
+        """The peer has gone, or at least will not finish its request."""
+        if not self._done:
+            self._finish()
+            self.transport.close(self._timers.now, linger=False)
+
+    def lost(self, error: Exception | None) -> None:
+        """The transport is gone."""
+        logger.debug("%s went away during the handshake: %s", self.transport.remote_address, error)
+        self._finish()
+
+    def stalled(self) -> None:
+        """The answer does not fit into the kernel's buffers; the deadline of the transport's close bounds that."""
+
+    def drained(self) -> None:
+        """Some of the answer has left."""
+
+    def _on_timer(self, now: float) -> float | None:
+        self.refuse(HandshakeError(408, "the request did not arrive in time"))
+        return None

@@ -1,0 +1,334 @@
+"""The way in: bytes to messages, messages to the handler, in order and within a bounded buffer.
+
+Theory of operation
+    `feed` is called by whoever reads. It parses, answers control frames on the spot, and delivers messages. There are
+    three ways to deliver, and all keep the order:
+
+    * The connection's task is parked and waits for a message: the message is put into the inbox and the task is woken.
+    * The task is busy: the message waits in the inbox. Beyond `receive_buffer` the transport is paused, and the kernel
+      makes the peer wait.
+    * All message callbacks are plain functions, the task is parked and the inbox is empty: `feed` calls the function
+      itself, in the task's context. That saves two task switches for each batch.
+
+    Two kinds of consumers take from the inbox: `receive`, for sessions, and `run_callbacks`, the loop of the callback
+    styles. When the inbox is empty, what comes next is the end: the peer's Close, a fault, or the end of the stream.
+    So the consumer that finds the inbox empty in the phase `ANSWERING` concludes it (`Ending._conclude`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .._closeinfo import CloseCode, CloseFrame
+from .._protocol.closing import Event, Phase
+from .._protocol.framing import CloseReceived, Fault, Ping, Pong
+from ..errors import ConnectionLost, HandlerError, ProtocolError
+from .ending import logger
+from .sending import Sending
+
+if TYPE_CHECKING:
+    from .._options import Options
+    from .._protocol.framing import FrameReader
+    from .._protocol.request import Request
+    from .._transport.base import Transport
+    from .._transport.timers import Timers
+    from .handlers import Callback, Callbacks
+
+__all__ = ["Receiving"]
+
+EVENTS_PER_TURN = 128
+"""Messages and control frames of one connection before the others get their turn."""
+
+TAKEN_PER_TURN = 256
+"""Messages that a handler takes from the inbox before it has to yield once."""
+
+_OVERHEAD = 64
+"""Bytes that a message in the inbox is counted for beyond its length: what Python needs to keep it."""
+
+
+class Receiving(Sending):
+    """The inbox of one connection.
+
+    Attributes:
+      messages_received: messages that came in so far.
+      bytes_received: bytes that came in so far, headers and control frames included.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_idle",
+        "_inbox",
+        "_inbox_size",
+        "_waiter",
+        "bytes_received",
+        "messages_received",
+    )
+
+    def __init__(
+        self,
+        connection_id: str,
+        request: Request,
+        options: Options,
+        transport: Transport,
+        timers: Timers,
+        reader: FrameReader,
+        callbacks: Callbacks,
+    ) -> None:
+        super().__init__(connection_id, request, options, transport, timers, reader)
+        self._callbacks = callbacks
+        self._inbox: deque[str | bytes | Ping | Pong] = deque()
+        self._inbox_size = 0
+        self._waiter: trio.lowlevel.Task | None = None
+        self._idle = False
+        self.messages_received = 0
+        self.bytes_received = 0
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """What is called now; `set_handler` exchanges it."""
+        return self._callbacks
+
+    def begin(self, early_data: bytes) -> None:
+        """Take the frames that came together with the request, and read on."""
+        if early_data:
+            self.feed(early_data)
+        self._transport.resume()
+
+    # What the transport brings
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        self.bytes_received += len(data)
+        self._last_received = self._timers.now
+        if self._phase is not Phase.OPEN and self._phase is not Phase.CLOSING:
+            return
+        reader = self._reader
+        for event in reader.receive(data, EVENTS_PER_TURN):
+            kind = type(event)
+            if kind is str or kind is bytes:
+                self.messages_received += 1
+                if self._phase is Phase.OPEN:
+                    if self._idle and not self._inbox and self._callbacks.inline:
+                        self._call_inline(event)  # type: ignore[arg-type]
+                    else:
+                        self._inbox.append(event)  # type: ignore[arg-type]
+                        self._inbox_size += len(event) + _OVERHEAD  # type: ignore[arg-type]
+            else:
+                self._take_control(event)  # type: ignore[arg-type]
+        if reader.backlog:
+            self._transport.more = True
+        if self._inbox:
+            if self._waiter is not None:
+                self._wake()
+            if self._inbox_size > self._options.read_ahead and not self._transport.paused:
+                self._transport.pause()
+
+    def eof(self) -> None:
+        """The stream has ended without a Close frame."""
+        self._record(ConnectionLost("the peer ended the stream without a Close frame"), "remote")
+        if self._phase is Phase.OPEN:
+            self._apply(Event.PEER_CLOSE)
+            self._conclude_if_idle()
+        else:
+            self._apply(Event.PEER_ENDED)
+
+    def _take_control(self, event: Ping | Pong | CloseReceived | Fault) -> None:
+        if self._debug:
+            logger.debug("[%s] received %s", self.id, type(event).__name__)
+        if isinstance(event, Ping):
+            self._answer_ping(event.payload)
+            if self._callbacks.ping is not None:
+                self._enqueue_control(event)
+        elif isinstance(event, Pong):
+            self._pong_received(event.payload)
+            if self._callbacks.pong is not None:
+                self._enqueue_control(event)
+        else:
+            self._take_terminal(event)
+
+    def _enqueue_control(self, event: Ping | Pong) -> None:
+        if self._phase is Phase.OPEN:
+            self._inbox.append(event)
+            self._inbox_size += len(event.payload) + _OVERHEAD
+
+    def _take_terminal(self, event: CloseReceived | Fault) -> None:
+        if isinstance(event, CloseReceived):
+            self._received = CloseFrame(event.code, event.reason)
+            self._initiate("remote")
+            moved = Event.PEER_CLOSE
+        else:
+            self._record(event.error, "local")
+            # With a Close of ours on its way there is nothing left to be said.
+            moved = Event.PEER_CLOSE if self._phase is Phase.OPEN else Event.FAIL
+        self._terminal = event
+        self._apply(moved)
+        self._conclude_if_idle()
+
+    def _conclude_if_idle(self) -> None:
+        if self._phase is Phase.ANSWERING and self._waiter is not None:
+            if self._inbox:
+                self._wake()
+            else:
+                self._conclude()
+
+    def _call_inline(self, message: str | bytes) -> None:
+        """Call the plain message callback right here, in the context of the connection's task."""
+        callback = self._callbacks.text if type(message) is str else self._callbacks.binary
+        if callback is None:
+            self._no_callback(message)
+            return
+        assert self._waiter is not None
+        self._taken += 1
+        try:
+            result = self._waiter.context.run(callback.function, self, message)
+            if result is not None:
+                refuse_awaitable(callback, result)
+        except Exception as error:
+            self.fail(error)
+
+    def _no_callback(self, message: str | bytes) -> None:
+        """A kind of message that the application has no callback for: nobody listens at all, or only to the other."""
+        if self._callbacks.text is self._callbacks.binary:
+            return
+        kind = "text" if type(message) is str else "binary"
+        self._record(ProtocolError(CloseCode.UNSUPPORTED_DATA, f"{kind} messages are not accepted here"), "local")
+        self._begin_local_close(CloseCode.UNSUPPORTED_DATA, f"{kind} messages are not accepted here")
+
+    # What the handler takes
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message.
+
+        Returns:
+          `str` for a text message, `bytes` for a binary one.
+
+        Raises:
+          ConnectionClosed: the connection has ended and everything that came before has been taken.
+          trio.BusyResourceError: another task is waiting in `receive`.
+
+        Cancellation: always a cancellation point; a message is never lost by it. A point where other tasks run when
+        there is nothing to take, and now and then when there is.
+        """
+        if self._waiter is not None:
+            raise trio.BusyResourceError("another task is already waiting for the next message")
+        if self._inbox and self._taken % TAKEN_PER_TURN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._inbox:
+                await trio.lowlevel.checkpoint()
+        while True:
+            while not self._inbox:
+                if self._phase is Phase.CLOSED:
+                    raise self._closed_error()
+                await self._park()
+            event = self._take()
+            if not isinstance(event, (Ping, Pong)):
+                return event
+            await self._call_control(event)
+
+    async def run_callbacks(self) -> None:
+        """Call the callbacks for every message, until the connection has ended and the inbox is empty."""
+        inbox = self._inbox
+        while True:
+            while inbox:
+                event = self._take()
+                if isinstance(event, (Ping, Pong)):
+                    await self._call_control(event)
+                else:
+                    callback = self._callbacks.text if type(event) is str else self._callbacks.binary
+                    if callback is None:
+                        self._no_callback(event)
+                    elif callback.is_async:
+                        await callback.function(self, event)
+                    else:
+                        refuse_awaitable(callback, callback.function(self, event))
+                if self._taken % TAKEN_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+            if self._phase > Phase.ANSWERING:
+                return
+            self._idle = True
+            try:
+                await self._park()
+            finally:
+                self._idle = False
+
+    def _take(self) -> str | bytes | Ping | Pong:
+        event = self._inbox.popleft()
+        self._taken += 1
+        if self._inbox:
+            size = len(event) if isinstance(event, (str, bytes)) else len(event.payload)
+            self._inbox_size -= size + _OVERHEAD
+        else:
+            self._inbox_size = 0
+        if self._transport.paused and self._inbox_size <= self._options.read_ahead // 2:
+            self._resume()
+        return event
+
+    def _resume(self) -> None:
+        self._resumed_at = self._timers.tick()
+        self._transport.resume()
+
+    async def _call_control(self, event: Ping | Pong) -> None:
+        callback = self._callbacks.ping if isinstance(event, Ping) else self._callbacks.pong
+        if callback is not None:
+            await call(callback, self, event.payload)
+
+    async def _park(self) -> None:
+        """Wait until there is something in the inbox or the phase has changed, with everything flushed."""
+        self._transport.flush()
+        if self._phase is Phase.ANSWERING:
+            self._conclude()
+            return
+        if self._phase is Phase.CLOSED:
+            return
+        self._waiter = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+
+    def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
+        # From here on `feed` sees a busy task, so a cancelled connection gets no more plain callbacks.
+        self._waiter = None
+        self._idle = False
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        task, self._waiter = self._waiter, None
+        self._idle = False
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def _wake_all(self) -> None:
+        super()._wake_all()
+        if self._phase is Phase.CLOSING:
+            # What comes in after our Close is not delivered (RFC 6455 section 1.4); the peer's Close is still read.
+            self._inbox.clear()
+            self._inbox_size = 0
+            if self._transport.paused:
+                self._resume()
+        self._wake()
+
+
+async def call(callback: Callback, *arguments: object) -> Any:
+    """Call `callback` and wait for it if it is async."""
+    if callback.is_async:
+        return await callback.function(*arguments)
+    result = callback.function(*arguments)
+    refuse_awaitable(callback, result)
+    return result
+
+
+def refuse_awaitable(callback: Callback, result: object) -> None:
+    """A plain function must not return what somebody would have to await.
+
+    Raises:
+      HandlerError: it does.
+    """
+    if result is not None and inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        name = getattr(callback.function, "__qualname__", repr(callback.function))
+        raise HandlerError(f"{name} is a plain function but returned an awaitable; declare it with async def")

@@ -1,0 +1,117 @@
+"""Exceptions that leave the application's tasks, and the tasks of `Connection.start_soon`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..errors import ConnectionClosed, HandlerError
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+__all__ = ["Children", "log_failure", "sort_out", "unwrap"]
+
+logger = logging.getLogger("trio_crowws")
+
+
+def sort_out(connection_id: str, error: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """Split what left a task into the application's own error and what must pass (Cancelled and its like).
+
+    That this very connection has closed is no error, even where a nursery has wrapped it. A group of one is unwrapped.
+    """
+
+    def is_normal_end(leaf: BaseException) -> bool:
+        return isinstance(leaf, ConnectionClosed) and leaf.connection_id == connection_id
+
+    own: BaseException | None
+    rest: BaseException | None
+    if isinstance(error, BaseExceptionGroup):
+        own, rest = error.split(Exception)
+        if own is not None:
+            own = own.split(is_normal_end)[1]
+    else:
+        own, rest = (error, None) if isinstance(error, Exception) else (None, error)
+        if is_normal_end(error):
+            own = None
+    own = None if own is None else unwrap(own)
+    assert own is None or isinstance(own, Exception)
+    return own, rest
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """What a group of one holds: that there was a nursery is no business of whoever sees the exception."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def log_failure(conn: Connection, where: str, error: Exception) -> None:
+    """The application's own errors are logged with their traceback, and nothing else is."""
+    logger.error(
+        "[%s] %s of %s failed (peer %s): %r",
+        conn.id,
+        where,
+        ascii(conn.request.path),
+        conn.remote_address,
+        error,
+        exc_info=None if isinstance(error, HandlerError) else error,
+    )
+
+
+class Children:
+    """The tasks that belong to one connection. They live in the route's nursery, each in a scope of its own."""
+
+    __slots__ = ("_conn", "_gone", "_scopes")
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._scopes: set[trio.CancelScope] = set()
+        self._gone: trio.Event | None = None
+
+    def start(
+        self, nursery: trio.Nursery, function: Callable[..., Awaitable[object]], args: tuple[object, ...]
+    ) -> None:
+        """Start `function(*args)` in `nursery`."""
+        scope = trio.CancelScope()
+        self._scopes.add(scope)
+        name = f"{self._conn.id} {getattr(function, '__qualname__', repr(function))}"
+        nursery.start_soon(self._run, scope, function, args, name=name)
+
+    async def _run(
+        self, scope: trio.CancelScope, function: Callable[..., Awaitable[object]], args: tuple[object, ...]
+    ) -> None:
+        rest = None
+        try:
+            with scope:
+                await function(*args)
+        except BaseException as error:  # sorted out here; what must pass is raised again below
+            own, rest = sort_out(self._conn.id, error)
+            if own is not None:
+                log_failure(self._conn, "a task", own)
+                self._conn.child_failed(own)
+        finally:
+            self._scopes.discard(scope)
+            if self._gone is not None and not self._scopes:
+                self._gone.set()
+        if rest is not None:
+            raise rest
+
+    async def end(self, timeout: float) -> None:
+        """Cancel the tasks and wait until they have ended.
+
+        Shielded, because a task must not outlive its connection even if that is cancelled. The deadline is for tasks
+        that shield themselves; being in the route's nursery, those still cannot outlive the server.
+        """
+        if not self._scopes:
+            return
+        for scope in self._scopes:
+            scope.cancel()
+        self._gone = trio.Event()
+        with trio.CancelScope(deadline=trio.current_time() + timeout, shield=True) as waiting:
+            await self._gone.wait()
+        if waiting.cancelled_caught:
+            logger.warning("[%s] a task of the connection does not react to its cancellation", self._conn.id)

@@ -1,0 +1,290 @@
+"""What moves the bytes of one connection, seen from both sides.
+
+A transport has one way up and one way down, and both are plain calls that never wait. Bytes from the peer go up by
+`receiver.feed(data)`. Bytes for the peer go down by `transport.write(data)`, which only collects them: they leave when
+the writer gives up control, so that ten answers to ten requests are one system call. Three things flush:
+
+* whoever feeds, after `feed` has returned (the transport is *corked* meanwhile);
+* the connection's task, before it parks to wait for the next message;
+* the `TurnQueue`, one scheduler pass later, for everything else.
+
+The `TurnQueue` is one task for each server. It also gives a turn to transports that have more to read than one turn
+allows, which keeps a flooding peer from starving the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import trio
+
+from .timers import Timer, Timers
+
+__all__ = ["Address", "Receiver", "Transport", "TurnQueue"]
+
+Address = tuple[str, int] | str | None
+"""`(host, port)`, the path of a Unix socket, or `None` where the transport has no address."""
+
+READ_SIZE = 64 * 1024
+"""Bytes of one read. A larger buffer makes the allocator map and unmap memory on every call."""
+
+logger = logging.getLogger("trio_crowws")
+
+
+class Receiver(Protocol):
+    """The upper end of a transport."""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer; `b""` means "go on with what you have"."""
+
+    def eof(self) -> None:
+        """The peer will send nothing more."""
+
+    def lost(self, error: Exception | None) -> None:
+        """The transport is gone: nothing more comes in, nothing more goes out."""
+
+    def stalled(self) -> None:
+        """The operating system took less than was offered: the peer does not read."""
+
+    def drained(self) -> None:
+        """Some of what was queued has left after a stall."""
+
+
+class Transport(ABC):
+    """The bytes of one connection: collected on the way down, fed on the way up.
+
+    Attributes:
+      receiver: the upper end; may be exchanged at any time.
+      buffered: bytes collected and not yet taken by the operating system.
+      blocked: whether the operating system took less than was offered.
+      bytes_sent: bytes that the operating system has taken so far.
+      corked: set while `receiver.feed` runs; `write` then leaves the flushing to the feeder.
+      more: set by a receiver that stopped before it had worked through what it was fed.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_out",
+        "_paused",
+        "_timer",
+        "_timers",
+        "_turns",
+        "_waits_for_turn",
+        "blocked",
+        "buffered",
+        "bytes_sent",
+        "closed",
+        "corked",
+        "local_address",
+        "more",
+        "receiver",
+        "remote_address",
+        "secure",
+    )
+
+    def __init__(self, turns: TurnQueue, timers: Timers, local_address: Address, remote_address: Address) -> None:
+        self.receiver: Receiver = _Discard()
+        self.local_address = local_address
+        self.remote_address = remote_address
+        self.secure = False
+        self.buffered = 0
+        self.bytes_sent = 0
+        self.blocked = False
+        self.closed = False
+        self.corked = False
+        self.more = False
+        self._out: list[bytes | memoryview] = []
+        self._paused = False
+        self._closing: bool | None = None
+        self._turns = turns
+        self._timers = timers
+        self._timer: Timer | None = None
+        self._waits_for_turn = False
+
+    def write(self, data: bytes) -> None:
+        """Collect `data`; it leaves when the caller gives up control. Ignored once the transport is closed."""
+        if self.closed or self._closing is not None:
+            return
+        self._out.append(data)
+        self.buffered += len(data)
+        if not self.corked:
+            self.ask_for_turn()
+
+    def ask_for_turn(self) -> None:
+        """Have `turn` called in the next scheduler pass."""
+        if not self._waits_for_turn:
+            self._waits_for_turn = True
+            self._turns.add(self)
+
+    def turn(self) -> None:
+        """Flush, then read on where reading stopped for the sake of the others."""
+        self._waits_for_turn = False
+        if self._out:
+            self.flush()
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Offer what was collected to the operating system, now."""
+
+    def pause(self) -> None:
+        """Stop reading. What the peer sends stays in the kernel, and the peer notices."""
+        self._paused = True
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Read on."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether reading is stopped."""
+        return self._paused
+
+    def close(self, deadline: float, *, linger: bool) -> None:
+        """Send what was collected, then close. The receiver hears nothing more, and `write` does nothing.
+
+        Args:
+          deadline: absolute time by which everything is released, however slow the peer is.
+          linger: end the sending direction only, then read and drop what comes until the peer closes too. Closing
+            with unread bytes in the kernel makes it send a reset, which can destroy the last frames on their way.
+        """
+        if self.closed or self._closing is not None:
+            return
+        self.receiver = _Discard()
+        self._paused = False
+        self._closing = linger
+        self._timer = Timer(self._timers, self._linger_ended)
+        self._timer.arm(deadline)
+        if self._out:
+            self.flush()
+        else:
+            self._flushed_for_close()
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once and drop what was collected; a TCP peer sees a reset."""
+
+    @abstractmethod
+    def _flushed_for_close(self) -> None:
+        """Everything has left after `close`; what follows depends on `_closing`."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go of the socket or stream."""
+
+    def _forget(self) -> None:
+        """What every `_release` does first."""
+        self.closed = True
+        self._out.clear()
+        self.buffered = 0
+        if self._timer is not None:
+            self._timer.cancel()
+        self._turns.note_release()
+
+    def _linger_ended(self, now: float) -> float | None:
+        if self._out:
+            self.abort()
+        else:
+            self._release()
+        return None
+
+    def _feed(self, data: bytes) -> bool:
+        """Feed the receiver, corked, and flush; `False` when that ended the transport.
+
+        The receiver guards itself against the application's exceptions. What arrives here is a defect of this
+        package; it costs the one connection, never the task that reads for all of them.
+        """
+        self.corked = True
+        try:
+            self.receiver.feed(data)
+        except Exception as error:
+            self.report(error)
+            return False
+        finally:
+            self.corked = False
+        if self._out:
+            self.flush()
+        if self.more:
+            self.ask_for_turn()
+        return not self.closed
+
+    def report(self, error: Exception) -> None:
+        """An exception that nobody expects: log it with its traceback and give this one connection up."""
+        logger.error("internal error; the connection with %s is aborted", self.remote_address, exc_info=error)
+        self._fail(error)
+
+    def _fail(self, error: Exception | None) -> None:
+        """The transport broke: tell the receiver once and release everything."""
+        if self.closed:
+            return
+        receiver, self.receiver = self.receiver, _Discard()
+        self.abort()
+        receiver.lost(error)
+
+
+class _Discard:
+    """The receiver of a transport that nobody listens to any more."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> None:
+        pass
+
+    def eof(self) -> None:
+        pass
+
+    def lost(self, error: Exception | None) -> None:
+        pass
+
+    def stalled(self) -> None:
+        pass
+
+    def drained(self) -> None:
+        pass
+
+
+class TurnQueue:
+    """The transports that want a turn in the next scheduler pass, and the task that gives it to them."""
+
+    __slots__ = ("_release", "_task", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[Transport] = []
+        self._task: trio.lowlevel.Task | None = None
+        self._release: trio.Event | None = None
+
+    def add(self, transport: Transport) -> None:
+        """Give `transport` a turn in the next pass."""
+        self._waiting.append(transport)
+        task = self._task
+        if task is not None:
+            self._task = None
+            trio.lowlevel.reschedule(task)
+
+    def note_release(self) -> None:
+        """A transport has let go of its socket or stream."""
+        if self._release is not None:
+            self._release.set()
+
+    async def wait_release(self) -> None:
+        """Wait until the next transport has let go. Cancellation has no effect beyond the waiting."""
+        self._release = trio.Event()
+        await self._release.wait()
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Give turns until cancelled."""
+        while True:
+            if self._waiting:
+                await trio.lowlevel.checkpoint()
+            else:
+                self._task = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+            batch, self._waiting = self._waiting, []
+            for transport in batch:
+                transport.turn()
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED

@@ -1,0 +1,103 @@
+"""The tasks that serve all transports of one server, and their common end."""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+
+import trio
+
+from .base import Address, Receiver, Transport, TurnQueue
+from .poller import Poller, SocketTransport
+from .stream import StreamTransport
+from .timers import Timers
+
+__all__ = ["Engine"]
+
+_END_OF_LINGER = 1.0
+"""How long `aclose` waits for peers that have not closed their side yet."""
+
+
+class Engine:
+    """Poller, turn queue, timers and stream pumps.
+
+    The engine must outlive the connections: a cancelled connection still says goodbye through it. So its tasks run
+    under a shield, and whoever runs it calls `aclose` when the last connection has ended, which is bounded by the
+    connections' own deadlines.
+    """
+
+    def __init__(self, *, use_epoll: bool = True) -> None:
+        self.timers = Timers()
+        self.turns = TurnQueue()
+        self._poller = Poller(self.timers) if use_epoll and hasattr(select, "epoll") else None
+        self._streams: set[StreamTransport] = set()
+        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope(shield=True)  # its deadline is set by aclose
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `aclose`."""
+        with self._scope:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self.turns.run)
+                self._nursery.start_soon(self.timers.run)
+                if self._poller is not None:
+                    self._nursery.start_soon(self._poller.run)
+                task_status.started()
+
+    def add_socket(
+        self, sock: socket.socket, receiver: Receiver, local_address: Address, remote_address: Address
+    ) -> Transport:
+        """Serve a connected stdlib socket; `receiver` hears of it from the next scheduler pass on."""
+        sock.setblocking(False)
+        if self._poller is None:
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            return self.add_stream(stream, receiver, local_address, remote_address)
+        transport = SocketTransport(sock, self._poller, self.turns, self.timers, local_address, remote_address)
+        transport.receiver = receiver
+        transport.start()
+        return transport
+
+    def add_stream(
+        self,
+        stream: trio.abc.Stream,
+        receiver: Receiver,
+        local_address: Address,
+        remote_address: Address,
+        *,
+        handshake_deadline: float = math.inf,
+    ) -> Transport:
+        """Serve a Trio stream; a TLS handshake that it still needs has to end by `handshake_deadline`."""
+        assert self._nursery is not None, "the engine is not running"
+        transport = StreamTransport(
+            stream, self.turns, self.timers, local_address, remote_address, handshake_deadline=handshake_deadline
+        )
+        transport.receiver = receiver
+        self._streams.add(transport)
+        self._nursery.start_soon(self._run_stream, transport)
+        return transport
+
+    async def _run_stream(self, transport: StreamTransport) -> None:
+        try:
+            await transport.run()
+        except Exception as error:  # a stream of the application's own that breaks Trio's rules ends alone
+            transport.report(error)
+        finally:
+            self._streams.discard(transport)
+
+    @property
+    def transports(self) -> list[Transport]:
+        """Every transport that still holds a socket or a stream."""
+        return [*(self._poller.transports if self._poller is not None else ()), *self._streams]
+
+    async def aclose(self) -> None:
+        """Wait for the last bytes to leave, at most a second, then end every transport and task.
+
+        Shielded, because it is what makes a cancelled server say goodbye; the deadline above bounds it.
+        """
+        with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
+            while self.transports:
+                await self.turns.wait_release()
+        for transport in self.transports:
+            transport.abort()
+        self._scope.cancel()

@@ -1,0 +1,247 @@
+"""Plain non-blocking sockets, read by one task for all of them.
+
+What costs in a small-message server is not the protocol but the machinery around each `await receive_some()`: two
+checkpoints, an exception for "would block", a change of the epoll registration and a task switch. None of it is needed.
+Every socket is registered once, edge-triggered, in an epoll object of our own; one task waits for that object's
+descriptor with Trio's own `wait_readable`, then reads all ready sockets and feeds their connections.
+
+Edge-triggered means that the kernel tells about a *change* once. So: read until a read comes back short; remember what
+was not read (because reading is paused, or because the turn was used up) in `_readable`; and after a short write wait for
+the edge that says there is room again.
+
+Where there is no epoll, sockets are served as streams (`stream.py`), behind the same interface.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+
+import trio
+
+from .base import READ_SIZE, Address, Transport, TurnQueue
+from .timers import Timers
+
+__all__ = ["Poller", "SocketTransport"]
+
+READS_PER_TURN = 4
+"""Reads of one socket before the others get their turn: 256 KiB, so that large messages do not crawl."""
+
+EVENTS_PER_POLL = 256
+EXTRA_POLLS = 8
+"""Polls in a row before going back to Trio's loop; the traffic of a busy server is served without its overhead."""
+
+_ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
+_READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
+
+_JOIN_LIMIT = 64 * 1024
+"""Larger pieces are sent alone; joining them to their neighbours would only copy them once more."""
+
+
+class SocketTransport(Transport):
+    """One connected, non-blocking socket."""
+
+    __slots__ = ("_fd", "_poller", "_readable", "_sock")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        poller: Poller,
+        turns: TurnQueue,
+        timers: Timers,
+        local_address: Address,
+        remote_address: Address,
+    ) -> None:
+        super().__init__(turns, timers, local_address, remote_address)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._poller = poller
+        self._readable = False
+
+    def start(self) -> None:
+        """Begin to read; the receiver is in place."""
+        self._poller.register(self._fd, self)
+
+    def on_readable(self, ending: bool) -> None:
+        """The socket has become readable; `ending` says that the peer has also ended its direction."""
+        if self._paused or self._readable or self.more:
+            self._readable = True  # read at the next turn, or when reading goes on
+        else:
+            self._read(ending)
+
+    def on_writable(self) -> None:
+        """There is room in the kernel again."""
+        self.blocked = False
+        self.flush()
+        if not self.closed:
+            self.receiver.drained()
+
+    def turn(self) -> None:
+        super().turn()
+        if self._paused or self.closed:
+            return
+        if self.more:
+            self.more = False
+            if not self._feed(b"") or self.more or self._paused:
+                return
+        if self._readable:
+            self._readable = False
+            self._read(True)  # whether the stream ends was not kept, so read to the last byte
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._readable or self.more:
+            self.ask_for_turn()
+
+    def _read(self, ending: bool) -> None:
+        """Read until a short read, or until the turn is used up.
+
+        A short read means that the kernel had no more, unless the end of the stream is already behind it.
+        """
+        for _ in range(READS_PER_TURN):
+            try:
+                data = self._sock.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._fail(error)
+                return
+            if not data:
+                self._ended()
+                return
+            if not self._feed(data):
+                return
+            if self._paused or self.more:
+                self._readable = True
+                return
+            if len(data) < READ_SIZE and not ending:
+                return
+        self._readable = True
+        self.ask_for_turn()
+
+    def _ended(self) -> None:
+        if self._closing is not None:
+            # What was queued may still be on its way to a peer that ended its own direction only.
+            if not self._out:
+                self._release()
+            return
+        self.corked = True
+        try:
+            self.receiver.eof()
+        finally:
+            self.corked = False
+        if self._out:
+            self.flush()
+
+    def flush(self) -> None:
+        out = self._out
+        while out and not self.blocked:
+            if len(out) == 1 or len(out[0]) >= _JOIN_LIMIT:
+                data = out[0]
+            else:
+                data = b"".join(out)
+                out[:] = (data,)
+            try:
+                taken = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                self.blocked = True
+                self.receiver.stalled()
+                return
+            except OSError as error:
+                self._fail(error)
+                return
+            self.bytes_sent += taken
+            self.buffered -= taken
+            if taken == len(data):
+                del out[0]
+            else:
+                out[0] = memoryview(data)[taken:]
+                # The next attempt says "would block" and so makes sure that the kernel will report room.
+        if not out and self._closing is not None:
+            self._flushed_for_close()
+
+    def _flushed_for_close(self) -> None:
+        if not self._closing and not self._has_unread_bytes():
+            self._release()
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the peer has reset the connection, which ends the lingering
+            self._release()
+            return
+        self._readable = True
+        self.ask_for_turn()
+
+    def _has_unread_bytes(self) -> bool:
+        try:
+            return bool(self._sock.recv(READ_SIZE))
+        except OSError:  # "would block" is the good case, a reset leaves nothing to protect either
+            return False
+
+    def abort(self) -> None:
+        if self.closed:
+            return
+        if self._sock.family != getattr(socket, "AF_UNIX", None):
+            # Zero linger time: a reset instead of an orderly end that the peer's full buffers would never let finish.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._release()
+
+    def _release(self) -> None:
+        if self.closed:
+            return
+        self._forget()
+        self._poller.unregister(self._fd)
+        self._sock.close()
+
+
+class Poller:
+    """One task and one epoll object for all sockets of a server."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._epoll = select.epoll()
+        self._timers = timers
+        self._by_fd: dict[int, SocketTransport] = {}
+
+    @property
+    def transports(self) -> list[SocketTransport]:
+        """Those that are registered now."""
+        return list(self._by_fd.values())
+
+    def register(self, fd: int, transport: SocketTransport) -> None:
+        """Watch `fd` until `unregister`."""
+        self._by_fd[fd] = transport
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+
+    def unregister(self, fd: int) -> None:
+        """Forget `fd`, which is about to be closed."""
+        if self._by_fd.pop(fd, None) is not None and not self._epoll.closed:
+            self._epoll.unregister(fd)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Deliver events until cancelled."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for _ in range(EXTRA_POLLS):
+                    if not self._poll():
+                        break
+        finally:
+            self._epoll.close()
+
+    def _poll(self) -> bool:
+        events = self._epoll.poll(0, EVENTS_PER_POLL)
+        if not events:
+            return False
+        self._timers.tick()
+        by_fd = self._by_fd
+        for fd, mask in events:
+            transport = by_fd.get(fd)
+            if transport is None:  # closed by an earlier event of this round
+                continue
+            if transport.blocked and mask & select.EPOLLOUT:
+                transport.on_writable()
+            if mask & _READABLE and not transport.closed:
+                transport.on_readable(mask & _ENDING != 0)
+        return True

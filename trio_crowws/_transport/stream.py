@@ -1,0 +1,177 @@
+"""Any `trio.abc.Stream` as a transport: TLS, in-memory streams, sockets where there is no epoll.
+
+One task pumps each way. The reading pump feeds; the writing pump sleeps until `flush` finds something to send. Both run
+in the engine's nursery, under its shield, and end when the transport is closed: by themselves after an orderly close, by
+cancellation after `abort` or at the deadline of `close`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from .base import READ_SIZE, Address, Transport, TurnQueue
+from .timers import Timers
+
+__all__ = ["StreamTransport"]
+
+_PIECE = 64 * 1024
+
+
+class StreamTransport(Transport):
+    """One stream, with the tasks that pump its bytes."""
+
+    __slots__ = ("_handshake_deadline", "_idle_writer", "_resumed", "_scope", "_stream")
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        turns: TurnQueue,
+        timers: Timers,
+        local_address: Address,
+        remote_address: Address,
+        *,
+        handshake_deadline: float = math.inf,
+    ) -> None:
+        super().__init__(turns, timers, local_address, remote_address)
+        self._stream = stream
+        self._handshake_deadline = handshake_deadline
+        self._scope = trio.CancelScope()
+        self._resumed = trio.Event()
+        self._idle_writer: trio.lowlevel.Task | None = None
+        self.secure = isinstance(stream, trio.SSLStream)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Pump until the transport is closed. TLS shakes hands here, within the deadline of the opening handshake."""
+        try:
+            with self._scope:
+                if await self._tls_handshake():
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._write_pump)
+                        await self._read_pump()
+        finally:
+            self._forget()
+            await trio.aclose_forcefully(self._stream)
+
+    async def _tls_handshake(self) -> bool:
+        if not isinstance(self._stream, trio.SSLStream):
+            return True
+        with trio.CancelScope(deadline=self._handshake_deadline) as scope:
+            try:
+                await self._stream.do_handshake()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._fail(error)
+                return False
+        if scope.cancelled_caught:
+            self._fail(None)
+        return not scope.cancelled_caught
+
+    async def _read_pump(self) -> None:
+        while not self.closed:
+            if self._paused:
+                self._resumed = trio.Event()
+                await self._resumed.wait()
+                continue
+            if self.more:
+                self.more = False
+                await trio.lowlevel.checkpoint()
+                self._feed(b"")
+                continue
+            try:
+                data = await self._stream.receive_some(READ_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._fail(error)
+                return
+            self._timers.tick()
+            if not data:
+                self._ended()
+                return
+            self._feed(bytes(data))
+
+    def _ended(self) -> None:
+        if self._closing is not None:
+            if not self.buffered:
+                self._release()
+            return
+        self.corked = True
+        try:
+            self.receiver.eof()
+        finally:
+            self.corked = False
+        self.flush()
+
+    async def _write_pump(self) -> None:
+        while True:
+            if not self._out:
+                if self._closing is not None:
+                    await self._close_stream()
+                    return
+                self._idle_writer = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+                continue
+            data = b"".join(self._out)
+            self._out.clear()
+            self.blocked = True
+            self.receiver.stalled()
+            try:
+                await self._send_pieces(memoryview(data))
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._fail(error)
+                return
+            self.blocked = False
+            self.receiver.drained()
+
+    async def _send_pieces(self, data: memoryview) -> None:
+        """Send `data` piece by piece, so that progress shows while a slow peer takes a large message."""
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            await self._stream.send_all(piece)
+            self._timers.tick()
+            self.bytes_sent += len(piece)
+            self.buffered -= len(piece)
+
+    def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
+        self._idle_writer = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    async def _close_stream(self) -> None:
+        """Everything is sent. A stream that can end one direction lingers in the reading pump; others just close."""
+        if self._closing:
+            # Below TLS there is a stream that can do what TLS as Trio offers it cannot.
+            stream = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
+            if isinstance(stream, trio.abc.HalfCloseableStream):
+                try:
+                    await stream.send_eof()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._release()
+                return
+        await self._stream.aclose()
+        self._release()
+
+    def flush(self) -> None:
+        if self._idle_writer is not None:
+            task, self._idle_writer = self._idle_writer, None
+            trio.lowlevel.reschedule(task)
+
+    def resume(self) -> None:
+        self._paused = False
+        self._resumed.set()
+
+    def turn(self) -> None:
+        # What is left of a long batch is the reading pump's business, which yields between its turns.
+        self._waits_for_turn = False
+        if self._out:
+            self.flush()
+
+    def _flushed_for_close(self) -> None:
+        self._resumed.set()
+        self.flush()
+
+    def abort(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._forget()
+        self._scope.cancel()

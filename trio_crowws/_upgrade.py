@@ -1,0 +1,181 @@
+"""Deciding about a request, and the step from an accepted request to a connection.
+
+A request gets exactly one answer. There is one place that writes a 101, and it is behind every check.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+from ._protocol.framing import FrameReader
+from ._protocol.handshake import accept_response, choose_subprotocol
+from ._session.accepting import Accept, Reject, Response, as_response
+from ._session.connection import Connection
+from ._session.handlers import Callback, Callbacks
+from ._session.receiving import call
+from ._session.tasks import sort_out
+from .errors import HandlerError, HandshakeError
+
+if TYPE_CHECKING:
+    from ._app import App
+    from ._protocol.request import Request
+    from ._route import HTTPRoute, Route
+    from ._session.connection import RoomsLike
+    from ._session.opening import Opening
+    from ._transport.timers import Timers
+
+__all__ = ["SHUTTING_DOWN", "Decider", "Undecided", "Upgrade", "open_connection", "produce"]
+
+logger = logging.getLogger("trio_crowws")
+
+SHUTTING_DOWN = HandshakeError(503, "the server is shutting down", [("Retry-After", "1")])
+
+
+class Upgrade(NamedTuple):
+    """A request for an upgrade that has passed the protocol's checks."""
+
+    opening: Opening
+    request: Request
+    route: Route
+    callbacks: Callbacks
+    accept: str
+    nursery: trio.Nursery
+
+
+class Undecided(Exception):
+    """There is no decision: the deadline has passed, the server shuts down, or the application failed."""
+
+    def __init__(self, error: HandshakeError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Decider:
+    """Asks the application about requests, each under the deadline of its handshake."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._asking: dict[Opening, trio.CancelScope] = {}
+
+    def interrupt(self, opening: Opening) -> bool:
+        """Stop asking about the request of `opening`; `False` if nobody is being asked."""
+        scope = self._asking.get(opening)
+        if scope is not None:
+            scope.cancel()
+        return scope is not None
+
+    async def decide(self, opening: Opening, request: Request, accept: Callback | None) -> Accept | Reject:
+        """Ask the middlewares, then `accept`.
+
+        Raises:
+          Undecided: there is no decision; it says what to answer.
+        """
+        outcome: Accept | Reject = Accept()
+        for callback in self._app.middlewares:
+            outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
+            if isinstance(outcome, Reject):
+                return outcome
+        if accept is not None:
+            outcome = _interpret(await self.ask(opening, request, accept), may_accept=True)
+        return outcome
+
+    async def ask(self, opening: Opening, request: Request, callback: Callback) -> Any:
+        """Call one function of the application about `request`.
+
+        Raises:
+          Undecided: it failed or took too long, or the server shuts down.
+        """
+        with trio.CancelScope(deadline=opening.deadline) as scope:
+            self._asking[opening] = scope
+            try:
+                return await call(callback, request)
+            except Reject as reject:
+                return reject
+            except BaseException as error:
+                own, rest = sort_out("", error)
+                if isinstance(own, Reject):
+                    return own
+                if own is not None:
+                    _log_failure(callback, request, own)
+                if rest is not None:
+                    raise rest from None
+                raise Undecided(HandshakeError(500, "internal server error")) from own
+            finally:
+                del self._asking[opening]
+        if trio.current_time() < opening.deadline:
+            raise Undecided(SHUTTING_DOWN)
+        raise Undecided(HandshakeError(503, "the decision took too long", [("Retry-After", "1")]))
+
+
+def _interpret(outcome: object, *, may_accept: bool) -> Accept | Reject:
+    if outcome is None or outcome is True:
+        return Accept()
+    if outcome is False:
+        return Reject(403, "forbidden\n")
+    if isinstance(outcome, Reject) or (may_accept and isinstance(outcome, Accept)):
+        return outcome
+    allowed = "None, True, False, Accept or Reject" if may_accept else "None, True, False or Reject"
+    error = HandlerError(f"{'on_accept' if may_accept else 'a middleware'} returned {outcome!r}; it must be {allowed}")
+    logger.error("%s", error)
+    raise Undecided(HandshakeError(500, "internal server error"))
+
+
+def _log_failure(callback: Callback, request: Request, error: Exception) -> None:
+    name = getattr(callback.function, "__qualname__", repr(callback.function))
+    logger.error(
+        "%s failed for %s from %s: %r", name, ascii(request.path), request.remote_address, error, exc_info=error
+    )
+
+
+async def produce(decider: Decider, opening: Opening, request: Request, route: HTTPRoute) -> Response:
+    """Run an HTTP route.
+
+    Raises:
+      Undecided: it failed, took too long, or returned what cannot be sent.
+    """
+    result = await decider.ask(opening, request, route.callback)
+    try:
+        return as_response(result, route.content_type)
+    except (TypeError, ValueError) as error:
+        _log_failure(route.callback, request, error)
+        raise Undecided(HandshakeError(500, "internal server error")) from error
+
+
+def open_connection(
+    connection_id: str, upgrade: Upgrade, accepted: Accept, timers: Timers, rooms: RoomsLike
+) -> Connection:
+    """Write the 101 and make the connection.
+
+    Raises:
+      Undecided: `accepted` names a subprotocol that the client has not offered.
+    """
+    route, request, opening = upgrade.route, upgrade.request, upgrade.opening
+    options = route.options
+    subprotocol = accepted.subprotocol
+    if subprotocol is None:
+        subprotocol = choose_subprotocol(options.subprotocols, request.subprotocols)
+    elif subprotocol not in request.subprotocols:
+        logger.error("on_accept of %s chose the subprotocol %r, which was not offered", route.path, subprotocol)
+        raise Undecided(HandshakeError(500, "internal server error"))
+    reader = FrameReader(
+        max_payload=options.max_payload,
+        max_fragments=options.max_fragments,
+        control_rate=options.control_rate,
+        allow_unmasked=options.allow_unmasked,
+        clock=timers.tick,
+    )
+    conn = Connection(
+        connection_id, request, options, opening.transport, timers, reader, upgrade.callbacks, rooms, upgrade.nursery
+    )
+    conn.subprotocol = subprotocol
+    conn.userdata = accepted.userdata
+    opening.hand_over()
+    opening.transport.receiver = conn
+    opening.transport.write(
+        accept_response(upgrade.accept, subprotocol=subprotocol, extensions=None, headers=accepted.headers)
+    )
+    opening.transport.flush()
+    return conn

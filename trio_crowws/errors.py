@@ -1,0 +1,150 @@
+"""Every exception that this package raises or delivers.
+
+    CrowWSError
+    ├── HandshakeError              an upgrade request that is refused; carries the HTTP status
+    ├── ConnectionClosed            raised by send, receive, ping; carries the CloseInfo
+    │   ├── ConnectionClosedOK      both Close frames were exchanged
+    │   └── ConnectionClosedError   they were not
+    ├── ProtocolError               the peer broke RFC 6455; carries the close code
+    │   ├── InvalidUTF8             1007
+    │   └── PayloadTooBig           1009
+    ├── HeartbeatTimeout            no sign of life within ping_timeout
+    ├── SlowConsumer                the peer does not read fast enough
+    ├── ConnectionLost              the transport ended without a Close frame
+    ├── CloseTimeout                the closing handshake did not finish within close_timeout
+    └── HandlerError                a callback broke its contract
+
+`on_error` gets one of those that carry a `code` (the close code that describes the end), or the exception that the
+application's own callback raised. Exceptions of h11, wsproto, ssl and the operating system never come out bare: where
+one of them is the reason, it is the `__cause__`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._closeinfo import CloseInfo
+
+__all__ = [
+    "CloseTimeout",
+    "ConnectionClosed",
+    "ConnectionClosedError",
+    "ConnectionClosedOK",
+    "ConnectionLost",
+    "CrowWSError",
+    "HandlerError",
+    "HandshakeError",
+    "HeartbeatTimeout",
+    "InvalidUTF8",
+    "PayloadTooBig",
+    "ProtocolError",
+    "SlowConsumer",
+]
+
+
+class CrowWSError(Exception):
+    """Base of every exception of this package."""
+
+    code: int | None = None
+    """The close code that describes an end caused by this error, or `None` where the error ends no connection."""
+
+
+class HandshakeError(CrowWSError):
+    """An upgrade request that cannot be accepted (RFC 6455 section 4.2).
+
+    Attributes:
+      status: the HTTP status of the answer.
+      headers: headers that the answer needs beyond the usual ones, as `Retry-After`.
+    """
+
+    def __init__(self, status: int, detail: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = tuple(headers)
+
+
+class ConnectionClosed(CrowWSError):
+    """The connection is closing or closed, so the operation cannot be done.
+
+    Attributes:
+      info: the `CloseInfo`. While the closing handshake still runs it says what is known so far.
+      connection_id: the `id` of the connection that has ended.
+    """
+
+    def __init__(self, info: CloseInfo, connection_id: str = "") -> None:
+        super().__init__(info, connection_id)
+        self.info = info
+        self.connection_id = connection_id
+
+    def __str__(self) -> str:
+        info = self.info
+        text = f"closed with {info.code}"
+        if info.reason:
+            text += f" {info.reason!r}"
+        return text + f" by the {info.initiator} side" + (f": {info.error}" if info.error else "")
+
+
+class ConnectionClosedOK(ConnectionClosed):
+    """The connection ended with a complete closing handshake."""
+
+
+class ConnectionClosedError(ConnectionClosed):
+    """The connection ended without a complete closing handshake."""
+
+
+class ProtocolError(CrowWSError):
+    """The peer broke RFC 6455 or exceeded a limit.
+
+    Attributes:
+      code: the close code that the peer was told: 1002, 1007, 1008 or 1009.
+    """
+
+    code: int
+
+    def __init__(self, code: int, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class InvalidUTF8(ProtocolError):
+    """A text message, or the reason of a Close frame, is not UTF-8 (RFC 6455 section 8.1); close code 1007."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(1007, detail)
+
+
+class PayloadTooBig(ProtocolError):
+    """A message is larger than `max_payload`; close code 1009."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(1009, detail)
+
+
+class HeartbeatTimeout(CrowWSError):
+    """Nothing was received for `ping_timeout` seconds after a ping; the connection is aborted, code 1006."""
+
+    code: int = 1006
+
+
+class SlowConsumer(CrowWSError):
+    """The peer does not read fast enough: `send_limit` or `send_timeout` was exceeded; close code 1013."""
+
+    code: int = 1013
+
+
+class ConnectionLost(CrowWSError):
+    """The transport ended without a Close frame from the peer; code 1006."""
+
+    code: int = 1006
+
+
+class CloseTimeout(CrowWSError):
+    """The peer did not finish the closing handshake within `close_timeout`; code 1006."""
+
+    code: int = 1006
+
+
+class HandlerError(CrowWSError):
+    """A callback broke its contract: it returned what it must not, or did not end in time; close code 1011."""
+
+    code: int = 1011
