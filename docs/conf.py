@@ -63,7 +63,32 @@ copybutton_prompt_is_regexp = True
 
 nitpicky = True
 # Names that are documented elsewhere. Each one is met in a signature; the links need the network (see above).
-nitpick_ignore: list[tuple[str, str]] = []
+nitpick_ignore = [
+    # The standard library and Trio.
+    ("py:class", "collections.abc.AsyncGenerator"),  # testing.connect
+    ("py:class", "collections.abc.Awaitable"),  # Connection.start_soon
+    ("py:class", "collections.abc.Callable"),  # App.http, Route.onopen and its sisters, the option origins
+    ("py:class", "collections.abc.Mapping"),  # headers of Accept, Reject and Response; Stats.closed
+    ("py:class", "collections.abc.Sequence"),  # the same headers; App.routes, App.serve_listeners
+    ("py:class", "os.PathLike"),  # unix= of App.serve and App.run
+    ("py:class", "ssl.SSLContext"),  # ssl_context= of App.serve and App.run
+    ("py:class", "trio.CancelScope"),  # Connection.cancel_scope, Server.route_scope
+    ("py:class", "trio.TaskStatus"),  # App.serve, App.serve_listeners
+    ("py:class", "trio.abc.HalfCloseableStream"),  # testing.FaultyStream
+    ("py:class", "trio.abc.Listener"),  # App.serve_listeners
+    ("py:class", "trio.abc.Stream"),  # App.serve_stream, testing.shake_hands
+    ("py:exc", "trio.BusyResourceError"),  # Connection.receive
+    # wsproto, in testing.Peer.receive_event.
+    ("py:class", "wsproto.events.Ping"),
+    ("py:class", "wsproto.events.Pong"),
+    # Names that exist for type checkers only, so there is nothing to link to.
+    ("py:class", "Address"),  # (host, port), the path of a Unix socket, or None
+    ("py:class", "SlowPolicy"),  # the three values of the option on_slow
+    ("py:class", "trio_crowws._app.F"),  # a decorator returns the function that it was given
+    ("py:class", "trio_crowws._route.F"),
+    # The protocol that lets a connection name the result of publish; documented as PublishResult.
+    ("py:class", "trio_crowws._session.connection.PublishResult"),
+]
 
 # ---------------------------------------------------------------------------------------------- docstrings
 
@@ -71,7 +96,25 @@ _SECTIONS = napoleon.Config(napoleon_google_docstring=True, napoleon_use_ivar=Tr
 _SEVERAL_NAMES = re.compile(r"( +)(\w+(?:, \w+)+): (.+)")
 
 # Objects of these classes come from the framework, so a constructor in the reference would mislead.
-_NOT_MADE_BY_USERS = frozenset({"Connection", "Headers", "Query", "Request", "Room", "Route", "Server"})
+_NOT_MADE_BY_USERS = frozenset(
+    {
+        "CloseCode",
+        "CloseFrame",
+        "CloseInfo",
+        "Connection",
+        "Headers",
+        "Options",
+        "Peer",
+        "PublishResult",
+        "Query",
+        "Request",
+        "Room",
+        "Route",
+        "Server",
+        "State",
+        "Stats",
+    }
+)
 
 
 def read_sections(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:

@@ -22,10 +22,10 @@ from ._upgrade import SHUTTING_DOWN, Decider, Undecided, Upgrade, open_connectio
 from .errors import HandshakeError
 
 if TYPE_CHECKING:
-    from ._app import App
     from ._protocol.request import Request
     from ._route import HTTPRoute, Route
     from ._session.connection import Connection
+    from ._site import Site
     from ._transport.engine import Engine
 
 __all__ = ["Admission"]
@@ -46,11 +46,11 @@ class Admission:
       closing: set once; every request from then on gets a 503.
     """
 
-    def __init__(self, app: App, engine: Engine) -> None:
-        self._app = app
+    def __init__(self, site: Site, engine: Engine) -> None:
+        self._site = site
         self._engine = engine
         self._openings: set[Opening] = set()
-        self._decider = Decider(app)
+        self._decider = Decider(site)
         self._quiet = trio.lowlevel.ParkingLot()
         self.connections: set[Connection] = set()
         self.nurseries: dict[Route, trio.Nursery] = {}
@@ -60,7 +60,7 @@ class Admission:
 
     def new_opening(self) -> Opening:
         """The receiver for a transport that was just accepted."""
-        options = self._app.options
+        options = self._site.options
         reader = RequestReader(max_header_bytes=options.max_header_bytes, max_headers=options.max_headers)
         opening = Opening(self._engine.timers, reader, options.handshake_timeout, self._admit, self._opening_gone)
         self._openings.add(opening)
@@ -94,19 +94,19 @@ class Admission:
             self._dispatch(opening, request)
         except HandshakeError as error:
             if is_upgrade(request):
-                self._app.tally.refused += 1
+                self._site.tally.refused += 1
             opening.refuse(error)
 
     def _dispatch(self, opening: Opening, request: Request) -> None:
         if self.closing:
             raise SHUTTING_DOWN
         segments = request.segments
-        found = self._app.find_route(segments)
+        found = self._site.find_route(segments)
         if found is not None and is_upgrade(request):
             request.path_params = found[1]
             self._dispatch_upgrade(opening, request, found[0])
             return
-        page = self._app.find_page(segments)
+        page = self._site.find_page(segments)
         if page is not None:
             request.path_params = page[1]
             self._dispatch_page(opening, request, page[0])
@@ -123,7 +123,7 @@ class Admission:
 
     def _dispatch_upgrade(self, opening: Opening, request: Request, route: Route) -> None:
         accept = check_upgrade(request)
-        limit = self._app.options.max_connections
+        limit = self._site.options.max_connections
         if limit is not None and self.tasks >= limit:
             raise HandshakeError(503, "too many connections", _RETRY)
         try:
@@ -177,43 +177,43 @@ class Admission:
             conn = None
             if not isinstance(outcome, Reject):
                 number = next(_connection_numbers)
-                conn = open_connection(f"c{number}", upgrade, outcome, self._engine.timers, self._app.registry)
+                conn = open_connection(f"c{number}", upgrade, outcome, self._engine.timers, self._site.registry)
         except Undecided as undecided:
-            self._app.tally.refused += 1
+            self._site.tally.refused += 1
             opening.refuse(undecided.error)
             return
         except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
-            self._app.tally.refused += 1
+            self._site.tally.refused += 1
             opening.refuse(SHUTTING_DOWN)
             raise
         if conn is None:
             assert isinstance(outcome, Reject)
-            self._app.tally.refused += 1
+            self._site.tally.refused += 1
             opening.respond(outcome)
             logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
             return
-        await live(conn, opening.deadline, opening.early_data, Membership(self, self._app, route, conn))
+        await live(conn, opening.deadline, opening.early_data, Membership(self, self._site, route, conn))
 
 
 class Membership:
     """Where a connection is listed while it is open."""
 
-    __slots__ = ("_admission", "_app", "_conn", "_route")
+    __slots__ = ("_admission", "_conn", "_route", "_site")
 
-    def __init__(self, admission: Admission, app: App, route: Route, conn: Connection) -> None:
+    def __init__(self, admission: Admission, site: Site, route: Route, conn: Connection) -> None:
         self._admission = admission
-        self._app = app
+        self._site = site
         self._route = route
         self._conn = conn
 
     def enter(self) -> None:
         """The connection is open."""
         self._admission.connections.add(self._conn)
-        self._app.enter(self._conn, self._route)
+        self._site.enter(self._conn, self._route)
         if self._admission.closing:  # it slipped through while the others were told
             self._conn.close_nowait(1001)
 
     def leave(self) -> None:
         """The connection has ended: out of all rooms and lists."""
         self._admission.connections.discard(self._conn)
-        self._app.leave(self._conn, self._route)
+        self._site.leave(self._conn, self._route)

@@ -9,6 +9,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -39,7 +40,7 @@ class ListeningSocket:
         sock.setblocking(False)
         self._sock = sock
         self._path = path
-        self._inode = os.stat(path).st_ino if path is not None else None
+        self._inode = Path(path).stat().st_ino if path is not None else None
         name = sock.getsockname()
         self.address: tuple[str, int] | str = name[:2] if isinstance(name, tuple) else os.fsdecode(name)
 
@@ -80,8 +81,8 @@ class ListeningSocket:
         self._sock.close()
         if self._path is not None:
             with suppress(FileNotFoundError):
-                if os.stat(self._path).st_ino == self._inode:
-                    os.unlink(self._path)
+                if Path(self._path).stat().st_ino == self._inode:
+                    Path(self._path).unlink()
             self._path = None
 
 
@@ -132,7 +133,7 @@ def _listen_error(where: str, error: OSError) -> OSError:
 
 def _remove_stale(path: str) -> None:
     try:
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
@@ -142,7 +143,7 @@ def _remove_stale(path: str) -> None:
     try:
         probe.connect(path)
     except ConnectionRefusedError:
-        os.unlink(path)
+        Path(path).unlink()
     except BlockingIOError:  # its queue is full, so somebody is there
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
     else:

@@ -155,7 +155,7 @@ class Options:
     control_rate: tuple[float, float] | None = (50, 100)
     """Control frames and empty fragments: how many per second, and how many at once; 1008 beyond. `None`: no limit."""
     allow_unmasked: bool = False
-    """Take frames without a mask, against RFC 6455 section 5.1. For debugging only; a warning is logged at the start."""
+    """Take frames without a mask, against RFC 6455 section 5.1. For debugging only; a start logs a warning."""
     receive_buffer: int | None = None
     """How much is read ahead while a handler is busy. `None`: as much as `max_payload`, or 1 MiB where that is off."""
 

@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Route:
     """A WebSocket route, as `App.websocket` makes it.
 
-    Give it a handler in one of three ways: call it with a session function, a `Handler` class or a `Handler` object
-    (or use it as their decorator); chain `onaccept`, `onopen`, `onmessage`, `onerror`, `onclose`, which return the route;
+    Give it a handler in one of three ways: call it with a session function, a `Handler` class or a `Handler` object (or
+    use it as their decorator); chain `onaccept`, `onopen`, `onmessage`, `onerror`, `onclose`, which return the route;
     or use `on_accept` and its sisters as decorators, which return the function.
 
     Attributes:
@@ -153,15 +153,11 @@ class Route:
         return self._set("on_message", function)
 
     def on_text(self, function: F) -> F:
-        """Decorator: `function(conn, text)` gets the text messages; binary ones are refused with 1003 unless
-        `on_binary` is there too.
-        """
+        """Decorator: `function(conn, text)` gets text; without `on_binary` beside it, binary is refused with 1003."""
         return self._set("on_text", function)
 
     def on_binary(self, function: F) -> F:
-        """Decorator: `function(conn, data)` gets the binary messages; text is refused with 1003 unless `on_text` is
-        there too.
-        """
+        """Decorator: `function(conn, data)` gets binary; without `on_text` beside it, text is refused with 1003."""
         return self._set("on_binary", function)
 
     def on_ping(self, function: F) -> F:

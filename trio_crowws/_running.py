@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import ssl
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -14,30 +11,20 @@ import trio
 from ._session.tasks import unwrap
 
 if TYPE_CHECKING:
-    from ._app import App
     from ._server import Server
 
-__all__ = ["run"]
+__all__ = ["run_until_signal"]
 
 
-def run(
-    app: App,
-    host: str | None,
-    port: int,
-    unix: str | os.PathLike[str] | None,
-    ssl_context: ssl.SSLContext | None,
-    backlog: int | None,
-    on_listening: Callable[[Server], object] | None,
-) -> None:
-    """See `App.run`."""
-    serve = partial(app.serve, host, port, unix=unix, ssl_context=ssl_context, backlog=backlog)
+def run_until_signal(serve: Callable[..., Awaitable[None]], on_listening: Callable[[Server], object] | None) -> None:
+    """Run `serve`, which can be started in a nursery, in a Trio loop of its own; see `App.run`."""
 
     async def main() -> None:
         # The signals are caught before anything listens, so that none is lost in between.
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             try:
                 async with trio.open_nursery() as nursery:
-                    server = await nursery.start(serve)
+                    server: Server = await nursery.start(serve)
                     nursery.start_soon(_obey, signals, server, nursery.cancel_scope)
                     if on_listening is not None:
                         on_listening(server)

@@ -6,9 +6,9 @@ Theory of operation
         └── nursery: the accept loops, the HTTP answers, and for each route
             └── a nursery with one task for each connection of the route
 
-    There is one way down for everything: `aclose`, `drain`, signals and cancellation all come to `_shut_down` or to what
-    a cancelled task does by itself, and that is the same in a shorter time: stop accepting, 503 to half-open handshakes,
-    Close to all connections, wait, cancel what is left, run every `on_close`, release the transports.
+    There is one way down for everything. `aclose`, `drain` and signals come to `_shut_down`; after a cancellation each
+    task does the same by itself in a shorter time: stop accepting, 503 to half-open handshakes, Close to all
+    connections, wait, cancel what is left, run every `on_close`, release the transports.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ._session.tasks import unwrap
 from ._transport.engine import Engine
 
 if TYPE_CHECKING:
-    from ._app import App
     from ._route import Route
     from ._session.connection import Connection
+    from ._site import Site
     from ._transport.base import Address
 
 __all__ = ["Server"]
@@ -48,16 +48,12 @@ class _Shutdown(NamedTuple):
 
 @final
 class Server:
-    """A running server, as `await nursery.start(app.serve, ...)` returns it.
+    """A running server, as `await nursery.start(app.serve, ...)` returns it."""
 
-    Attributes:
-      app: the application that it serves.
-    """
-
-    def __init__(self, app: App) -> None:
-        self.app = app
+    def __init__(self, site: Site) -> None:
+        self._site = site
         self._engine = Engine()
-        self._admission = Admission(app, self._engine)
+        self._admission = Admission(site, self._engine)
         self._accepting = trio.CancelScope()
         self._listening: list[ListeningSocket] = []
         self._addresses: list[tuple[str, int] | str] = []
@@ -127,7 +123,7 @@ class Server:
         Cancellation: stops the waiting only; the shutdown goes on.
         """
         if grace is None:
-            grace = self.app.options.shutdown_grace
+            grace = self._site.options.shutdown_grace
         if grace < 0 or spread < 0:
             raise ValueError(f"grace={grace!r} and spread={spread!r} must not be negative")
         code, _ = check_close(code, "")
@@ -212,7 +208,7 @@ class Server:
 
     async def _run(self, serve: Callable[[], Awaitable[None]]) -> None:
         """Run `serve()` in its nurseries, then shut down."""
-        self.app.warn_about_options()
+        self._site.warn_about_options()
         try:
             async with trio.open_nursery() as outer:
                 await outer.start(self._engine.run)
@@ -229,7 +225,7 @@ class Server:
     async def _run_connections(self, serve: Callable[[], Awaitable[None]]) -> None:
         async with trio.open_nursery() as nursery:
             self._admission.nursery = nursery
-            for route in self.app.routes:
+            for route in self._site.routes:
                 await nursery.start(self._host_route, route)
             try:
                 await serve()
@@ -253,7 +249,7 @@ class Server:
         self._admission.stop()
 
     async def _shut_down(self) -> None:
-        grace, code, spread = self._shutdown or _Shutdown(self.app.options.shutdown_grace, 1001, 0)
+        grace, code, spread = self._shutdown or _Shutdown(self._site.options.shutdown_grace, 1001, 0)
         conns = list(self._admission.connections)
         random.shuffle(conns)
         start = trio.current_time()

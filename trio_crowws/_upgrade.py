@@ -20,11 +20,11 @@ from ._session.tasks import sort_out
 from .errors import HandlerError, HandshakeError
 
 if TYPE_CHECKING:
-    from ._app import App
     from ._protocol.request import Request
     from ._route import HTTPRoute, Route
     from ._session.connection import RoomsLike
     from ._session.opening import Opening
+    from ._site import Site
     from ._transport.timers import Timers
 
 __all__ = ["SHUTTING_DOWN", "Decider", "Undecided", "Upgrade", "open_connection", "produce"]
@@ -56,8 +56,8 @@ class Undecided(Exception):
 class Decider:
     """Asks the application about requests, each under the deadline of its handshake."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, site: Site) -> None:
+        self._site = site
         self._asking: dict[Opening, trio.CancelScope] = {}
 
     def interrupt(self, opening: Opening) -> bool:
@@ -74,7 +74,7 @@ class Decider:
           Undecided: there is no decision; it says what to answer.
         """
         outcome: Accept | Reject = Accept()
-        for callback in self._app.middlewares:
+        for callback in self._site.middlewares:
             outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
             if isinstance(outcome, Reject):
                 return outcome

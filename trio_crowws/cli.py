@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import ssl
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 from ._app import App
@@ -21,7 +21,11 @@ FAILURE = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 after a signal, 1 if it cannot serve, 2 for wrong arguments."""
+    """Run the command line.
+
+    Returns:
+      The exit status: 0 after a signal, 1 if it cannot serve, 2 for wrong arguments.
+    """
     parser = _make_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -75,14 +79,15 @@ def load_app(place: str) -> App:
     module_name, separator, attribute = place.partition(":")
     if not module_name or not separator or not attribute:
         raise LoadError(f"{place!r} is not of the form MODULE:APP, as in chat.server:app")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise  # the module is there; what it imports is not, and the traceback says where
-        raise LoadError(f"there is no module {module_name!r} (looked in {os.getcwd()} and the Python path)") from error
+        raise LoadError(f"there is no module {module_name!r} (looked in {here} and the Python path)") from error
     app = module
     for name in attribute.split("."):
         try:

@@ -1,8 +1,8 @@
 """Test applications without a network, and with virtual time.
 
-`connect(app, path)` serves the application over an in-memory stream and hands out the other end as a `Peer`. A peer can do
-what a client does, and also what no client should: send any bytes, stop reading, break the stream. Nothing here sleeps, so
-a test that uses Trio's `MockClock` runs through a day of heartbeats in a moment.
+`connect(app, path)` serves the application over an in-memory stream and hands out the other end as a `Peer`. A peer can
+do what a client does, and also what no client should: send any bytes, stop reading, break the stream. Nothing here
+sleeps, so a test that uses Trio's `MockClock` runs through a day of heartbeats in a moment.
 """
 
 from __future__ import annotations
@@ -289,10 +289,12 @@ async def shake_hands(
     """Do the client's part of the opening handshake over `stream`.
 
     Args:
+      stream: connected to the server.
       path: path and query.
       host: the `Host` header.
       headers: more headers, as `Cookie` or `Origin`.
       subprotocols: those that the client offers.
+      faults: becomes `Peer.faults`.
 
     Raises:
       Refused: the server answered with something else than a 101.
@@ -354,11 +356,14 @@ async def connect(
         [], tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
     ] = trio.testing.memory_stream_pair,
 ) -> AsyncGenerator[Peer]:
-    """Connect to `app` in memory: `async with connect(app, "/chat/lobby") as peer`.
+    """Connect to an application in memory.
+
+    Used as `async with connect(app, "/chat/lobby") as peer`.
 
     Leaving the block closes the stream and waits until the connection has ended, `on_close` included.
 
     Args:
+      app: the application.
       path: path and query.
       headers: more headers, as `Cookie` or `Origin`.
       subprotocols: those that the client offers.

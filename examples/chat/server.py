@@ -51,7 +51,7 @@ def opened(conn: Connection) -> None:
 async def close_unless_joined(conn: Connection) -> None:
     await trio.sleep(JOIN_WITHIN)
     if not conn.rooms:
-        await conn.close(1008, "nobody joined")
+        conn.close_nowait(1008, "nobody joined")
 
 
 @chat.on_message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ class ChatServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert self._process.stdout is not None
         line = b""
@@ -72,6 +74,15 @@ class ChatServer:
         handshake = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", key)
         answer = await self.request(target, *handshake, *headers)
         return int(answer.split()[1])
+
+    def freeze(self) -> None:
+        """Let it hang: its connections stay open, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     async def stop(self) -> int:
         """End it as an administrator would, and return its exit status."""
@@ -117,12 +128,13 @@ STATE = "document.querySelector('#state').dataset.state"
 PEOPLE = "[...document.querySelectorAll('#people .name')].map(item => item.textContent)"
 SAID = """[...document.querySelectorAll('.post:not(.pending):not(.failed)')].map(post =>
     [post.dataset.user, post.querySelector('.bubble').textContent, post.classList.contains('own')])"""
+SIDE_SHOWS = "document.querySelector('#side').checkVisibility({visibilityProperty: true})"
 NOTICES = "[...document.querySelectorAll('.notice')].map(item => item.textContent)"
 
 
-async def enter(browser: Browser, server: ChatServer, name: str, room: str = "garden") -> Page:
+async def enter(browser: Browser, server: ChatServer, name: str, room: str = "garden", before: str = "") -> Page:
     """A page on which `name` has entered `room`."""
-    page = await browser.open(f"{server.url}/?room={room}")
+    page = await browser.open(f"{server.url}/?room={room}", before=before)
     await page.type("#name", name)
     await page.press_enter()
     await page.until(f"{STATE} === 'online'")
@@ -263,6 +275,109 @@ async def test_a_lost_connection_is_noticed_and_nothing_is_doubled(endpoint: End
         assert await grace.evaluate(PEOPLE) == ["Grace", "Ada"]
 
 
+FAST_TIMERS = """{
+    const original = window.setTimeout;
+    window.setTimeout = (action, delay, ...args) => original(action, delay / 20, ...args);
+}"""
+
+
+async def test_a_dead_connection_is_noticed(endpoint: Endpoint) -> None:
+    """A server that answers nothing any more is noticed without any sign from it, and found again when it is back."""
+    async with chat(endpoint) as (server, browser):
+        ada = await enter(browser, server, "Ada", before=FAST_TIMERS)
+        grace = await enter(browser, server, "Grace")
+        await say(grace, "One")
+        await sees(ada, SAID, [["Grace", "One", False]])
+        server.freeze()
+        try:
+            await ada.until(f"{STATE} !== 'online'")
+            await say(ada, "Two")
+        finally:
+            server.thaw()
+        await ada.until(f"{STATE} === 'online'")
+        await sees(ada, SAID, [["Grace", "One", False], ["Ada", "Two", True]])
+        await sees(grace, SAID, [["Grace", "One", True], ["Ada", "Two", False]])
+        assert await grace.evaluate(PEOPLE) == ["Grace", "Ada"]
+        assert await grace.evaluate(NOTICES) == []
+
+
+async def test_every_bad_message_is_answered(endpoint: Endpoint) -> None:
+    """Whatever a client sends, it is told what is wrong, and the connection goes on."""
+    bad = {
+        "": "bad_json",
+        "{": "bad_json",
+        "[]": "bad_json",
+        '{"type": "dance"}': "unknown_type",
+        '{"type": "message"}': "bad_field",
+        '{"type": "message", "text": "x"}': "not_joined",
+    }
+    async with chat(endpoint) as (server, browser):
+        page = await browser.open(server.url)
+        answers = await page.evaluate(
+            """async data => {
+                const {token} = await (await fetch('/token?name=Ada')).json();
+                const socket = new WebSocket(`/chat/garden?token=${token}`);
+                const answers = [];
+                socket.onopen = () => {
+                    for (const one of data) socket.send(one);
+                    socket.send(new Uint8Array([0, 255]));
+                    socket.send('{"type": "ping", "t": 7}');
+                };
+                return new Promise((done, fail) => {
+                    socket.onclose = fail;
+                    socket.onmessage = event => {
+                        const {type, code} = JSON.parse(event.data);
+                        answers.push(code ?? type);
+                        if (type === 'pong') done(answers);
+                    };
+                });
+            }""",
+            list(bad),
+        )
+        assert answers == [*bad.values(), "not_text", "pong"]
+
+
+async def test_the_page_fits_a_phone(endpoint: Endpoint) -> None:
+    """On a narrow screen nothing is wider than it, and the people are behind a button."""
+    async with chat(endpoint) as (server, browser):
+        ada = await enter(browser, server, "Ada")
+        await say(ada, "W" * 300)
+        await ada.look_like(320, 640, phone=True)
+        await ada.until("document.querySelector('.post:not(.pending)')")
+        assert await ada.evaluate("document.documentElement.scrollWidth") == 320
+        assert await ada.evaluate("document.querySelector('#log').scrollWidth") <= 320
+        await ada.until(f"!{SIDE_SHOWS}")
+        await ada.click("#toggle")
+        await ada.until(SIDE_SHOWS)
+        assert await ada.evaluate("document.querySelector('#toggle').ariaExpanded") == "true"
+
+
+async def test_the_page_follows_the_colour_scheme(endpoint: Endpoint) -> None:
+    """Who likes it dark gets light text on a dark ground, and the other way round."""
+    async with chat(endpoint) as (server, browser):
+        page = await browser.open(server.url)
+        lightness = "getComputedStyle(document.body).{}.match(/[0-9]+/g).reduce((a, b) => a + Number(b), 0) / 765"
+        for dark in (True, False):
+            await page.look_like(800, 600, dark=dark)
+            ground = await page.evaluate(lightness.format("backgroundColor"))
+            text = await page.evaluate(lightness.format("color"))
+            assert (ground < 0.2 and text > 0.8) if dark else (ground > 0.8 and text < 0.2)
+
+
+async def test_every_control_has_a_name(endpoint: Endpoint) -> None:
+    """Assistive technology has a name for each field and each button, at the door and in the room."""
+    async with chat(endpoint) as (server, browser):
+        door = await browser.open(server.url)
+        assert await door.controls() == {("textbox", "Your name"), ("textbox", "Room"), ("button", "Enter")}
+        room = await enter(browser, server, "Ada")
+        buttons = {("button", "Copy link to room"), ("button", "Leave"), ("button", "Send")}
+        assert await room.controls() == {("textbox", "Message"), *buttons}
+        await room.look_like(320, 640)
+        await room.until(f"!{SIDE_SHOWS}")
+        expected = {("textbox", "Message"), ("button", "Send"), ("button", "People in this room")}
+        assert await room.controls() == expected
+
+
 async def test_a_reload_stays_in_the_room(endpoint: Endpoint) -> None:
     """A page that is loaded again is in its room again, under its name, without a word about it to the others."""
     async with chat(endpoint) as (server, browser):
@@ -317,7 +432,7 @@ async def test_a_wrong_token_is_refused(endpoint: Endpoint) -> None:
             (f"?token={tampered(token)}", "refused"),
             (f"?token={token}", "opened"),
         ):
-            assert await page.evaluate(f"({attempt})({json.dumps('/chat/garden' + query)})") == outcome, query
+            assert await page.evaluate(attempt, f"/chat/garden{query}") == outcome, query
 
 
 async def test_authentication_comes_before_the_upgrade() -> None:

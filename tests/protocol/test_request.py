@@ -135,7 +135,7 @@ def test_path_decoding(target: str, path: str, segments: list[str]) -> None:
 
 
 def test_host() -> None:
-    """The host is the one of the Host header, or of an absolute target, which has precedence (RFC 9112 section 3.2.2)."""
+    """The host is the one of the Host header, or that of an absolute target, which goes first (RFC 9112 3.2.2)."""
     assert make("/", ("Host", "a:80")).host == "a:80"
     assert make("http://b:81/x?y=http://c", ("Host", "a:80")).host == "b:81"
     assert make("http://b?x", ("Host", "a:80")).host == "b"
@@ -162,7 +162,7 @@ def test_host() -> None:
     ],
 )
 def test_cookies(lines: list[str], cookies: dict[str, str]) -> None:
-    """Cookies come from every Cookie header; the first of a name counts, and quotes around a value are not part of it."""
+    """Cookies come from every Cookie header; the first of a name counts; quotes around a value do not."""
     request = make("/", *[("Cookie", line) for line in lines])
     assert request.cookies == cookies
     assert request.cookies is request.cookies

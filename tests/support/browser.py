@@ -184,8 +184,10 @@ class Page:
             raise BrowserError(f"{url}: {answer['errorText']}")
         await self.until(f"document.readyState === 'complete' && location.href !== 'about:blank' /* {url} */")
 
-    async def evaluate(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression; a promise is awaited."""
+    async def evaluate(self, expression: str, *arguments: object) -> Any:
+        """Return the value of a JavaScript expression; a promise is awaited. With arguments, call what it is."""
+        if arguments:
+            expression = f"({expression})({', '.join(json.dumps(argument) for argument in arguments)})"
         answer = await self._command(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -219,8 +221,7 @@ class Page:
 
     async def type(self, selector: str, text: str) -> None:
         """Put `text` in place of what is in a field, as a keyboard would."""
-        await self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
-        await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
+        await self.evaluate("selector => { const field = document.querySelector(selector); field.focus(); field.select(); }", selector)
         await self._command("Input.insertText", text=text)
 
     async def press_enter(self) -> None:
@@ -229,17 +230,17 @@ class Page:
         await self._command("Input.dispatchKeyEvent", type="keyUp", **key)
 
     async def click(self, selector: str) -> None:
-        await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+        await self.evaluate("selector => document.querySelector(selector).click()", selector)
 
-    async def set_network(self, *, online: bool) -> None:
-        """Pull the network cable of this tab, or put it back."""
-        await self._command(
-            "Network.emulateNetworkConditions",
-            offline=not online,
-            latency=0,
-            downloadThroughput=-1,
-            uploadThroughput=-1,
-        )
+    async def controls(self) -> set[tuple[str, str]]:
+        """Role and name of everything that can be used, as assistive technology is told them."""
+        nodes = (await self._command("Accessibility.getFullAXTree"))["nodes"]
+        roles = ("button", "link", "textbox", "searchbox", "checkbox")
+        return {
+            (node["role"]["value"], node["name"]["value"])
+            for node in nodes
+            if not node["ignored"] and node["role"]["value"] in roles
+        }
 
     async def look_like(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         """Set the size of the window in CSS pixels, and the colour scheme."""
@@ -261,8 +262,8 @@ class Browser:
     def __init__(self, link: _Link) -> None:
         self._link = link
 
-    async def open(self, url: str) -> Page:
-        """Open `url` in a tab that shares nothing with the others."""
+    async def open(self, url: str, *, before: str = "") -> Page:
+        """Open `url` in a tab that shares nothing with the others; the script `before` runs before the page's own."""
         made = await self._link.command("Target.createBrowserContext", disposeOnDetach=True)
         context = made["browserContextId"]
         target = await self._link.command("Target.createTarget", url="about:blank", browserContextId=context)
@@ -271,6 +272,8 @@ class Browser:
         page = self._link.pages[session] = Page(self._link, session)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self._link.command(f"{domain}.enable", session)
+        if before:
+            await self._link.command("Page.addScriptToEvaluateOnNewDocument", session, source=before)
         await page.goto(url)
         return page
 

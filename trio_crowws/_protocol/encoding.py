@@ -11,6 +11,12 @@ from struct import Struct
 from .._closeinfo import check_close
 
 __all__ = [
+    "BINARY",
+    "CLOSE",
+    "MAX_SHORT",
+    "PING",
+    "PONG",
+    "TEXT",
     "encode_binary",
     "encode_close",
     "encode_message",
@@ -20,14 +26,14 @@ __all__ = [
     "frame_header",
 ]
 
-# The first byte of an unfragmented frame: FIN and the opcode.
-_TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
+# The first byte of an unfragmented frame without reserved bits: FIN and the opcode.
+TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
 
-_MAX_SHORT = 125  # the largest length that stands in the second byte itself, and the most a control frame carries
+MAX_SHORT = 125  # the largest length that stands in the second byte itself, and the most a control frame carries
 _MAX_16_BIT = 65535
 
-_TEXT_SHORT = tuple(bytes((_TEXT, size)) for size in range(_MAX_SHORT + 1))
-_BINARY_SHORT = tuple(bytes((_BINARY, size)) for size in range(_MAX_SHORT + 1))
+_TEXT_SHORT = tuple(bytes((TEXT, size)) for size in range(MAX_SHORT + 1))
+_BINARY_SHORT = tuple(bytes((BINARY, size)) for size in range(MAX_SHORT + 1))
 _pack_16_bit = Struct("!BBH").pack
 _pack_64_bit = Struct("!BBQ").pack
 
@@ -50,9 +56,9 @@ def encode_text(text: str) -> bytes:
     """Return the frame of a text message; `UnicodeEncodeError`, a `ValueError`, where there is a lone surrogate."""
     payload = text.encode()
     size = len(payload)
-    if size <= _MAX_SHORT:
+    if size <= MAX_SHORT:
         return _TEXT_SHORT[size] + payload
-    return frame_header(_TEXT, size) + payload
+    return frame_header(TEXT, size) + payload
 
 
 def encode_binary(data: bytes | bytearray | memoryview) -> bytes:
@@ -64,9 +70,9 @@ def encode_binary(data: bytes | bytearray | memoryview) -> bytes:
             data = data.tobytes()
     else:
         size = len(data)
-    if size <= _MAX_SHORT:
+    if size <= MAX_SHORT:
         return _BINARY_SHORT[size] + data
-    return frame_header(_BINARY, size) + data
+    return frame_header(BINARY, size) + data
 
 
 def frame_header(first: int, size: int) -> bytes:
@@ -76,7 +82,7 @@ def frame_header(first: int, size: int) -> bytes:
       first: the first byte: FIN, the reserved bits and the opcode.
       size: bytes of payload that follow.
     """
-    if size <= _MAX_SHORT:
+    if size <= MAX_SHORT:
         return bytes((first, size))
     if size <= _MAX_16_BIT:
         return _pack_16_bit(first, 126, size)
@@ -85,12 +91,12 @@ def frame_header(first: int, size: int) -> bytes:
 
 def encode_ping(payload: bytes | bytearray | memoryview) -> bytes:
     """Return a ping frame; `ValueError` for a payload of more than 125 bytes (RFC 6455 section 5.5)."""
-    return _encode_control(_PING, payload)
+    return _encode_control(PING, payload)
 
 
 def encode_pong(payload: bytes | bytearray | memoryview) -> bytes:
     """Return a pong frame; `ValueError` for a payload of more than 125 bytes (RFC 6455 section 5.5)."""
-    return _encode_control(_PONG, payload)
+    return _encode_control(PONG, payload)
 
 
 def encode_close(code: int | None, reason: str = "") -> bytes:
@@ -108,15 +114,15 @@ def encode_close(code: int | None, reason: str = "") -> bytes:
     if code is None:
         if reason:
             raise ValueError("a close reason needs a close code")
-        return bytes((_CLOSE, 0))
+        return bytes((CLOSE, 0))
     code, _ = check_close(code, reason)
-    return _encode_control(_CLOSE, code.to_bytes(2) + reason.encode())
+    return _encode_control(CLOSE, code.to_bytes(2) + reason.encode())
 
 
 def _encode_control(first: int, payload: bytes | bytearray | memoryview) -> bytes:
     if not isinstance(payload, (bytes, bytearray, memoryview)):
         raise TypeError(f"the payload must be bytes, bytearray or memoryview, not {type(payload).__name__}")
     data = bytes(payload)
-    if len(data) > _MAX_SHORT:
-        raise ValueError(f"a control frame carries at most {_MAX_SHORT} bytes, not {len(data)}")
+    if len(data) > MAX_SHORT:
+        raise ValueError(f"a control frame carries at most {MAX_SHORT} bytes, not {len(data)}")
     return bytes((first, len(data))) + data

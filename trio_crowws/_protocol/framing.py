@@ -49,26 +49,23 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 
 from .._closeinfo import CloseCode
 from ..errors import InvalidUTF8, ProtocolError
-from .encoding import frame_header
+from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT, frame_header
 from .limits import ControlRate, Limits
 from .masking import unmask
 
 __all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
 
-# The first byte of an unfragmented frame without reserved bits: FIN and the opcode.
-_TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
-_DATA: Final = (_TEXT, _BINARY)
-_PING_PONG: Final = (_PING, _PONG)
+_DATA: Final = (TEXT, BINARY)
+_PING_PONG: Final = (PING, PONG)
 _MASKED: Final = 0x80  # in the second byte; the rest of that is the length, or says where the length stands
 _LENGTH_FIELD: Final = 0x7F
-_MAX_SHORT: Final = 125  # the largest length that stands in the second byte, and the most a control frame carries
 _NO_LIMIT: Final = (1 << 63) - 1  # a length is a 63-bit number
 _ZERO_KEY: Final = bytes(4)
 
 # An integer times one of these repeats a four-byte key often enough for a payload of that length, and the shift cuts
 # what is too much: cheaper, for short payloads, than repeating and slicing the key as bytes.
-_REPEAT: Final = tuple(sum(1 << 32 * word for word in range((size + 3) // 4)) for size in range(_MAX_SHORT + 1))
-_SURPLUS: Final = tuple(8 * (-size % 4) for size in range(_MAX_SHORT + 1))
+_REPEAT: Final = tuple(sum(1 << 32 * word for word in range((size + 3) // 4)) for size in range(MAX_SHORT + 1))
+_SURPLUS: Final = tuple(8 * (-size % 4) for size in range(MAX_SHORT + 1))
 
 # Smaller chunks than this are copied together, so that a peer who sends a few bytes at a time does not make this side
 # keep an object for each of them.
@@ -159,7 +156,7 @@ class FrameReader:
         self._allow_unmasked = allow_unmasked
         self._masking = (False,) if client else (True, False) if allow_unmasked else (True,)
         # `receive` itself takes short masked frames up to this size; a client, which gets none, takes no such way.
-        self._max_short = -1 if client else min(_MAX_SHORT, self._max_payload)
+        self._max_short = -1 if client else min(MAX_SHORT, self._max_payload)
         self._owner: _Partial | _Referee | None = None
         self._referee: _Referee | None = None
         self._rest = b""  # bytes that were not parsed, from `_position` on
@@ -203,7 +200,7 @@ class FrameReader:
                     mask = from_bytes(data[position + 2 : start]) * _REPEAT[length] >> _SURPLUS[length]
                     payload = (from_bytes(data[start:stop]) ^ mask).to_bytes(length)
                     try:
-                        events.append(payload if first == _BINARY else payload.decode())
+                        events.append(payload if first == BINARY else payload.decode())
                     except UnicodeDecodeError:
                         pass  # the referee will say so
                     else:
@@ -243,10 +240,10 @@ class FrameReader:
         length = data[position + 1] & _LENGTH_FIELD
         masked = data[position + 1] != length
         is_data = first in _DATA
-        if masked not in self._masking or not (is_data or (first in _PING_PONG and length <= _MAX_SHORT)):
+        if masked not in self._masking or not (is_data or (first in _PING_PONG and length <= MAX_SHORT)):
             return self._refer(data, position, events)
         start = position + 2
-        if length > _MAX_SHORT:
+        if length > MAX_SHORT:
             shortest, size = (126, 2) if length == 126 else (1 << 16, 8)
             start += size
             if start > end:
@@ -274,16 +271,16 @@ class FrameReader:
 
     def _decode(self, first: int, payload: bytes) -> Event | None:
         """The event that a plain frame makes; `None` if the referee has to say what is wrong with it."""
-        if first == _BINARY:
+        if first == BINARY:
             return payload
-        if first == _TEXT:
+        if first == TEXT:
             try:
                 return payload.decode()
             except UnicodeDecodeError:
                 return None
         if self._rate is not None and not self._rate.take():
             return None
-        return Ping(payload) if first == _PING else Pong(payload)
+        return Ping(payload) if first == PING else Pong(payload)
 
     def _take_owned(self, data: bytes, position: int, events: list[Event]) -> int:
         """Give what has come to the one whose turn it is; return the position behind that, as `_take_plain` does."""
@@ -346,7 +343,7 @@ class _Partial:
         self._key = key
         self._length = length
         self._chunks = _Chunks()
-        self._decoder = getincrementaldecoder("utf-8")() if first == _TEXT else None
+        self._decoder = getincrementaldecoder("utf-8")() if first == TEXT else None
         self.missing = length
 
     def add(self, chunk: bytes) -> None:
@@ -413,7 +410,7 @@ class _Referee:
             return position
         stop = min(start + length, end)
         payload = data[start:stop]
-        if head[0] == _CLOSE and 2 <= length <= _MAX_SHORT and (head[1] >= _MASKED) != self._client:
+        if head[0] == CLOSE and 2 <= length <= MAX_SHORT and (head[1] >= _MASKED) != self._client:
             if len(payload) < length:
                 return position  # wsproto would wait for all of it, too
             payload = self._disguise(payload, _ZERO_KEY if self._client else head[-4:])
@@ -479,7 +476,7 @@ def _scan(data: bytes, position: int) -> tuple[int, int]:
         return start, 0
     second = data[position + 1]
     length = second & _LENGTH_FIELD
-    if length > _MAX_SHORT:
+    if length > MAX_SHORT:
         field = start
         start += 2 if length == 126 else 8
         length = int.from_bytes(data[field:start])

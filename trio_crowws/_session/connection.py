@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._options import Options
     from .._protocol.framing import FrameReader
     from .._protocol.request import Request
-    from .._transport.base import Address, Transport
+    from .._transport.base import Transport
     from .._transport.timers import Timers
     from .handlers import Callbacks
 
@@ -55,9 +55,9 @@ class Connection(Receiving):
 
     The contract: every method may be called from any task of the server's Trio loop. Sends are whole frames or nothing,
     in the order of the calls, and everything sent before `close` is on the wire before the Close frame. One task at a
-    time may wait in `receive`. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which says
-    why; a session handler may let that pass, it is a normal end. Cancelling any of the calls leaves the connection as it
-    was. Connections are made by the application's server, never by hand.
+    time may wait in `receive`. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which
+    says why; a session handler may let that pass, it is a normal end. Cancelling any of the calls leaves the connection
+    as it was. Connections are made by the application's server, never by hand.
 
     Attributes:
       id: unique in this process and never used again.
@@ -112,16 +112,6 @@ class Connection(Receiving):
     def close_info(self) -> CloseInfo | None:
         """How the connection ended; `None` until it has."""
         return self._close_info
-
-    @property
-    def remote_address(self) -> Address:
-        """`(host, port)` of the peer, or the path of a Unix socket; readable for ever."""
-        return self._transport.remote_address
-
-    @property
-    def local_address(self) -> Address:
-        """`(host, port)` of this side, or the path of a Unix socket; readable for ever."""
-        return self._transport.local_address
 
     @property
     def latency(self) -> float | None:
@@ -212,8 +202,8 @@ class Connection(Receiving):
     async def close(self, code: int = 1000, reason: str = "") -> CloseInfo:
         """Close the connection and wait until it is closed (RFC 6455 section 7.1.2).
 
-        What was sent before goes out first; what comes in afterwards is dropped. A connection that is closing already is
-        only waited for.
+        What was sent before goes out first; what comes in afterwards is dropped. A connection that is closing already
+        is only waited for.
 
         Args:
           code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
@@ -284,10 +274,10 @@ class Connection(Receiving):
         if self._phase is Phase.CLOSED:
             raise self._closed_error()
         if self._children is None:
-            self._children = Children(self)
+            self._children = Children(self, self._child_failed)
         self._children.start(self._nursery, function, args)
 
-    def child_failed(self, error: Exception) -> None:
+    def _child_failed(self, error: Exception) -> None:
         """A task of `start_soon` has raised: the handler is cancelled, and the connection ends with 1011."""
         self.fail(error)
         self._scope.cancel()

@@ -1,7 +1,7 @@
 """The end of a connection: the closing machine at work, and everything that happens by the clock.
 
-`Ending` is the lowest of four layers that make a `Connection`: ending, sending, receiving, and the public face. Each adds
-one concern and knows only those below it.
+`Ending` is the lowest of four layers that make a `Connection`: ending, sending, receiving, and the public face. Each
+adds one concern and knows only those below it.
 
 Theory of operation
     Whatever ends a connection is recorded (`_record`: the first error and the first initiator win) and then applied to
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from .._closeinfo import CloseFrame, CloseInfo
+from .._closeinfo import CloseFrame, CloseInfo, check_close
 from .._protocol.closing import TRANSITIONS, Action, Event, Phase
 from .._protocol.encoding import encode_close, encode_ping
 from .._protocol.framing import CloseReceived, Fault
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .._options import Options
     from .._protocol.framing import FrameReader
     from .._protocol.request import Request
-    from .._transport.base import Transport
+    from .._transport.base import Address, Transport
     from .._transport.timers import Timers
 
 __all__ = ["Ending", "State"]
@@ -161,6 +161,16 @@ class Ending:
         if options.ping_interval is not None:
             self._timer.arm(now + options.ping_interval)
 
+    @property
+    def remote_address(self) -> Address:
+        """`(host, port)` of the peer, or the path of a Unix socket; readable for ever."""
+        return self._transport.remote_address
+
+    @property
+    def local_address(self) -> Address:
+        """`(host, port)` of this side, or the path of a Unix socket; readable for ever."""
+        return self._transport.local_address
+
     # The closing machine
 
     def _apply(self, event: Event, frame: CloseFrame | None = None) -> bool:
@@ -258,7 +268,7 @@ class Ending:
             # Section 5.5.1: echo the code; the reason was the peer's to give.
             self._apply(Event.ANSWERED, CloseFrame(terminal.code))
         elif isinstance(terminal, Fault):
-            self._apply(Event.FAIL, CloseFrame(terminal.error.code, str(terminal.error)[:100]))
+            self._apply(Event.FAIL, CloseFrame(*check_close(terminal.error.code, str(terminal.error))))
         else:
             self._apply(Event.PEER_ENDED)
 

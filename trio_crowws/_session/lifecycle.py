@@ -52,6 +52,7 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     """Run a connection whose 101 is on its way, to its end.
 
     Args:
+      conn: the connection.
       deadline: absolute time by which the 101 must have left.
       early_data: frames that came together with the request.
       listed: where the connection is listed from before `on_open` until just before `on_close`.

@@ -1,7 +1,7 @@
 """The HTTP part of a connection: from the accepted socket to the request, and the answers that are not a 101.
 
-No task is needed until a request is complete. A peer that connects and says nothing, or drips its request, costs a small
-object and one timer, and has `handshake_timeout` seconds from the moment its socket was accepted.
+No task is needed until a request is complete. A peer that connects and says nothing, or drips its request, costs a
+small object and one timer, and has `handshake_timeout` seconds from the moment its socket was accepted.
 """
 
 from __future__ import annotations

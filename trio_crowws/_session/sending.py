@@ -1,11 +1,11 @@
 """The way out: whole frames into the transport's queue, and what happens when a peer does not read.
 
 Two families
-    `send` waits while more than `send_high_water` is queued, so a producer runs at the speed of its peer. It encodes and
-    checks first, waits second and queues last, in one step: a cancelled `send` has queued nothing, never a part.
+    `send` waits while more than `send_high_water` is queued, so a producer runs at the speed of its peer. It encodes
+    and checks first, waits second and queues last, in one step: a cancelled `send` has queued nothing, never a part.
 
-    `send_nowait` and `publish` never wait. Up to `send_limit` they queue; beyond it `on_slow` decides. They only queue and
-    wake tasks, they never call the application, so a publisher cannot be re-entered by its subscribers.
+    `send_nowait` and `publish` never wait. Up to `send_limit` they queue; beyond it `on_slow` decides. They only queue
+    and wake tasks, they never call the application, so a publisher cannot be re-entered by its subscribers.
 
 Control frames are outside this accounting. A Close is always queued. Of the pongs that a peer asks for without reading
 them only the newest is kept, as RFC 6455 section 5.5.3 allows.

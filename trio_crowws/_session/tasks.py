@@ -11,7 +11,7 @@ import trio
 from ..errors import ConnectionClosed, HandlerError
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .ending import Ending
 
 __all__ = ["Children", "log_failure", "sort_out", "unwrap"]
 
@@ -49,7 +49,7 @@ def unwrap(error: BaseException) -> BaseException:
     return error
 
 
-def log_failure(conn: Connection, where: str, error: Exception) -> None:
+def log_failure(conn: Ending, where: str, error: Exception) -> None:
     """The application's own errors are logged with their traceback, and nothing else is."""
     logger.error(
         "[%s] %s of %s failed (peer %s): %r",
@@ -65,10 +65,11 @@ def log_failure(conn: Connection, where: str, error: Exception) -> None:
 class Children:
     """The tasks that belong to one connection. They live in the route's nursery, each in a scope of its own."""
 
-    __slots__ = ("_conn", "_gone", "_scopes")
+    __slots__ = ("_conn", "_failed", "_gone", "_scopes")
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: Ending, failed: Callable[[Exception], None]) -> None:
         self._conn = conn
+        self._failed = failed
         self._scopes: set[trio.CancelScope] = set()
         self._gone: trio.Event | None = None
 
@@ -92,7 +93,7 @@ class Children:
             own, rest = sort_out(self._conn.id, error)
             if own is not None:
                 log_failure(self._conn, "a task", own)
-                self._conn.child_failed(own)
+                self._failed(own)
         finally:
             self._scopes.discard(scope)
             if self._gone is not None and not self._scopes:
@@ -100,18 +101,21 @@ class Children:
         if rest is not None:
             raise rest
 
-    async def end(self, timeout: float) -> None:
+    async def end(self, patience: float) -> None:
         """Cancel the tasks and wait until they have ended.
 
         Shielded, because a task must not outlive its connection even if that is cancelled. The deadline is for tasks
         that shield themselves; being in the route's nursery, those still cannot outlive the server.
+
+        Args:
+          patience: seconds to wait.
         """
         if not self._scopes:
             return
         for scope in self._scopes:
             scope.cancel()
         self._gone = trio.Event()
-        with trio.CancelScope(deadline=trio.current_time() + timeout, shield=True) as waiting:
+        with trio.CancelScope(deadline=trio.current_time() + patience, shield=True) as waiting:
             await self._gone.wait()
         if waiting.cancelled_caught:
             logger.warning("[%s] a task of the connection does not react to its cancellation", self._conn.id)

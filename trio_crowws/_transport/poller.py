@@ -6,8 +6,8 @@ Every socket is registered once, edge-triggered, in an epoll object of our own; 
 descriptor with Trio's own `wait_readable`, then reads all ready sockets and feeds their connections.
 
 Edge-triggered means that the kernel tells about a *change* once. So: read until a read comes back short; remember what
-was not read (because reading is paused, or because the turn was used up) in `_readable`; and after a short write wait for
-the edge that says there is room again.
+was not read (because reading is paused, or because the turn was used up) in `_readable`; and after a short write wait
+for the edge that says there is room again.
 
 Where there is no epoll, sockets are served as streams (`stream.py`), behind the same interface.
 """

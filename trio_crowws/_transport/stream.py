@@ -1,8 +1,8 @@
 """Any `trio.abc.Stream` as a transport: TLS, in-memory streams, sockets where there is no epoll.
 
-One task pumps each way. The reading pump feeds; the writing pump sleeps until `flush` finds something to send. Both run
-in the engine's nursery, under its shield, and end when the transport is closed: by themselves after an orderly close, by
-cancellation after `abort` or at the deadline of `close`.
+One task pumps each way. The reading pump feeds; the writing pump sleeps until `flush` finds something to send. Both
+run in the engine's nursery, under its shield, and end when the transport is closed: by themselves after an orderly
+close, by cancellation after `abort` or at the deadline of `close`.
 """
 
 from __future__ import annotations
