@@ -84,7 +84,7 @@ nitpick_ignore = [
     # Names that exist for type checkers only, so there is nothing to link to.
     ("py:class", "Address"),  # (host, port), the path of a Unix socket, or None
     ("py:class", "SlowPolicy"),  # the three values of the option on_slow
-    ("py:class", "trio_crowws._app.F"),  # a decorator returns the function that it was given
+    ("py:class", "trio_crowws._site.F"),  # a decorator returns the function that it was given
     ("py:class", "trio_crowws._route.F"),
     # The protocol that lets a connection name the result of publish; documented as PublishResult.
     ("py:class", "trio_crowws._session.connection.PublishResult"),
@@ -120,8 +120,8 @@ _NOT_MADE_BY_USERS = frozenset(
 def read_sections(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """The Google style of the docstrings, read by Napoleon.
 
-    This is what its extension does, but for two things. A line of several names (`a, b: text`) is taken for each of them.
-    And the first line of a property is text: Napoleon takes what stands before its colon for a type.
+    This is what its extension does, but for two things. A line of several names (`a, b: text`) is taken for each of
+    them. And the first line of a property is text: Napoleon takes what stands before its colon for a type.
     """
     single: list[str] = []
     for line in lines:
@@ -139,5 +139,6 @@ def hide_constructor(
 
 
 def setup(app: Sphinx) -> None:
+    """Called by Sphinx, which takes this file for an extension too."""
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("autodoc-process-signature", hide_constructor)

@@ -123,8 +123,9 @@ class Admission:
 
     def _dispatch_upgrade(self, opening: Opening, request: Request, route: Route) -> None:
         accept = check_upgrade(request)
+        opening.allow(route.options.handshake_timeout)
         limit = self._site.options.max_connections
-        if limit is not None and self.tasks >= limit:
+        if limit is not None and self._site.occupied >= limit:
             raise HandshakeError(503, "too many connections", _RETRY)
         try:
             check_origin(route.options.origins, request)
@@ -132,29 +133,23 @@ class Admission:
         except HandshakeError:
             raise
         except Exception as error:  # the application's own function or constructor
-            logger.error(
-                "cannot accept %s from %s: %r", ascii(request.path), request.remote_address, error, exc_info=error
-            )
-            raise HandshakeError(500, "internal server error") from error
+            raise _internal_error(request, error) from error
         nursery = self.nurseries.get(route)
         if nursery is None or nursery.cancel_scope.cancel_called:
             raise HandshakeError(503, "this route is not being served", _RETRY)
         self._start(nursery, self._run_connection, Upgrade(opening, request, route, callbacks, accept, nursery))
+        self._site.occupied += 1
 
     def _start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
-        self.tasks += 1
         try:
-            nursery.start_soon(self._run_task, function, args)
+            nursery.start_soon(function, *args)
         except RuntimeError:  # the nursery has closed in this very moment
-            self.tasks -= 1
             raise SHUTTING_DOWN from None
+        self.tasks += 1
 
-    async def _run_task(self, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
-        try:
-            await function(*args)
-        finally:
-            self.tasks -= 1
-            self._check_quiet()
+    def _task_ended(self) -> None:
+        self.tasks -= 1
+        self._check_quiet()
 
     # The tasks
 
@@ -162,37 +157,48 @@ class Admission:
         try:
             outcome = await self._decider.decide(opening, request, None)
             response = outcome if isinstance(outcome, Reject) else await produce(self._decider, opening, request, route)
+            opening.respond(response)
         except Undecided as undecided:
             opening.refuse(undecided.error)
+        except Exception as error:
+            opening.refuse(_internal_error(request, error))
         except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
             opening.refuse(SHUTTING_DOWN)
             raise
-        else:
-            opening.respond(response, head_only=request.method == "HEAD")
+        finally:
+            self._task_ended()
 
     async def _run_connection(self, upgrade: Upgrade) -> None:
-        opening, request, route = upgrade.opening, upgrade.request, upgrade.route
+        """The task of one connection."""
+        try:
+            conn = await self._accept(upgrade)
+            if conn is not None:
+                deadline, early_data = upgrade.opening.deadline, upgrade.opening.early_data
+                listed = Membership(self, self._site, upgrade.route, conn)
+                del upgrade  # what only the handshake needed is not kept for the life of the connection
+                await live(conn, deadline, early_data, listed)
+        finally:
+            self._site.occupied -= 1
+            self._task_ended()
+
+    async def _accept(self, upgrade: Upgrade) -> Connection | None:
+        opening, request = upgrade.opening, upgrade.request
         try:
             outcome = await self._decider.decide(opening, request, upgrade.callbacks.accept)
-            conn = None
             if not isinstance(outcome, Reject):
-                number = next(_connection_numbers)
-                conn = open_connection(f"c{number}", upgrade, outcome, self._engine.timers, self._site.registry)
-        except Undecided as undecided:
-            self._site.tally.refused += 1
-            opening.refuse(undecided.error)
-            return
-        except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
-            self._site.tally.refused += 1
-            opening.refuse(SHUTTING_DOWN)
-            raise
-        if conn is None:
-            assert isinstance(outcome, Reject)
-            self._site.tally.refused += 1
+                connection_id = f"c{next(_connection_numbers)}"
+                return open_connection(connection_id, upgrade, outcome, self._engine.timers, self._site.registry)
             opening.respond(outcome)
             logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
-            return
-        await live(conn, opening.deadline, opening.early_data, Membership(self, self._site, route, conn))
+        except Undecided as undecided:
+            opening.refuse(undecided.error)
+        except Exception as error:
+            opening.refuse(_internal_error(request, error))
+        except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
+            opening.refuse(SHUTTING_DOWN)
+            raise
+        self._site.tally.refused += 1
+        return None
 
 
 class Membership:
@@ -208,6 +214,7 @@ class Membership:
 
     def enter(self) -> None:
         """The connection is open."""
+        self._conn.request.compact()
         self._admission.connections.add(self._conn)
         self._site.enter(self._conn, self._route)
         if self._admission.closing:  # it slipped through while the others were told
@@ -217,3 +224,9 @@ class Membership:
         """The connection has ended: out of all rooms and lists."""
         self._admission.connections.discard(self._conn)
         self._site.leave(self._conn, self._route)
+
+
+def _internal_error(request: Request, error: Exception) -> HandshakeError:
+    """What a peer is told when the application has failed; what happened is for the log alone."""
+    logger.error("cannot answer %s from %s: %r", ascii(request.path), request.remote_address, error, exc_info=error)
+    return HandshakeError(500, "internal server error")

@@ -7,6 +7,7 @@ field, so that a wrong value fails where it is written, with the name, the value
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -88,14 +89,16 @@ def _accepts_origins(value: object) -> bool:
     return isinstance(value, Sequence) and len(value) > 0 and all(_is_origin(item) for item in value)
 
 
+_ORIGIN = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://(\*\.)?([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+)
+
+
 def _is_origin(item: object) -> bool:
     """`scheme://host[:port]`; the host may begin with the wildcard label `*.`, and may not hold another one."""
     if not isinstance(item, str):
         return False
-    scheme, separator, host = item.partition("://")
-    if not scheme or not separator or not host or any(char in host for char in "/?#@ "):
-        return False
-    return "*" not in host.removeprefix("*.") and host != "*."
+    return _ORIGIN.fullmatch(item) is not None
 
 
 _BOOL = _Check("True or False", lambda value: isinstance(value, bool), (bool,))

@@ -34,6 +34,7 @@ class Site:
         self._connections: set[Connection] = set()
         self.registry = Rooms()
         self.tally = Tally()
+        self.occupied = 0  # connections that are open or being decided about, for max_connections
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {len(self.routes)} routes and {len(self._connections)} connections>"

@@ -73,6 +73,8 @@ class Decider:
         Raises:
           Undecided: there is no decision; it says what to answer.
         """
+        if opening.answered:  # the server began to shut down before this task had its first turn
+            raise Undecided(SHUTTING_DOWN)
         outcome: Accept | Reject = Accept()
         for callback in self._site.middlewares:
             outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
@@ -160,6 +162,7 @@ def open_connection(
     elif subprotocol not in request.subprotocols:
         logger.error("on_accept of %s chose the subprotocol %r, which was not offered", route.path, subprotocol)
         raise Undecided(HandshakeError(500, "internal server error"))
+    answer = accept_response(upgrade.accept, subprotocol=subprotocol, extensions=None, headers=accepted.headers)
     reader = FrameReader(
         max_payload=options.max_payload,
         max_fragments=options.max_fragments,
@@ -174,8 +177,6 @@ def open_connection(
     conn.userdata = accepted.userdata
     opening.hand_over()
     opening.transport.receiver = conn
-    opening.transport.write(
-        accept_response(upgrade.accept, subprotocol=subprotocol, extensions=None, headers=accepted.headers)
-    )
+    opening.transport.write(answer)
     opening.transport.flush()
     return conn

@@ -78,7 +78,7 @@ class Post:
 
 @dataclass(eq=False, slots=True)
 class Room:
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, Member] = field(default_factory=dict[str, Member])
     history: deque[Post] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     def since(self, after: str | None) -> tuple[list[Post], bool]:

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 MAX_NAME = 24
 MAX_TEXT = 2000
@@ -124,12 +124,12 @@ def _read_object(data: str | bytes) -> dict[str, Any]:
     if isinstance(data, bytes):
         raise ChatError("not_text", "Messages are JSON in text frames, not binary ones.")
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value: Any = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         raise ChatError("bad_json", "The message is not JSON.") from None
     if not isinstance(value, dict):
         raise ChatError("bad_json", "The message is not a JSON object.")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -69,6 +69,7 @@ def receive(conn: Connection, data: str | bytes) -> None:
                 if member.typing.take():
                     conn.publish(member.room, encode({"type": "typing", "user": member.name}))
             case Leave():
+                leave(conn, member)
                 conn.close_nowait(1000, "goodbye")
             case Ping(t):
                 reply(conn, {"type": "pong", "t": t})
@@ -77,10 +78,12 @@ def receive(conn: Connection, data: str | bytes) -> None:
 
 
 def join(conn: Connection, member: Member, session: str, after: str | None) -> None:
+    """Take `member` in, send what it has to know, and tell the others, unless it is back before it was missed."""
     replaced = lobby.enter(member, session)
-    for other in app.room(member.room).members:
-        if other.userdata is replaced:
-            other.close_nowait(REPLACED, "continued on another connection")
+    if replaced is not None:
+        for other in app.room(member.room).members:
+            if other.userdata is replaced:
+                other.close_nowait(REPLACED, "continued on another connection")
     conn.join(member.room)
     room = lobby.room_of(member)
     posts, resumed = room.since(after)
@@ -102,8 +105,12 @@ def join(conn: Connection, member: Member, session: str, after: str | None) -> N
 @chat.on_close
 def closed(conn: Connection, info: CloseInfo) -> None:
     """Runs once for every connection that was opened, however it ended: nobody stays in the list who is gone."""
-    member: Member = conn.userdata
+    leave(conn, conn.userdata)
+
+
+def leave(conn: Connection, member: Member) -> None:
     if lobby.exit(member):
+        conn.leave(member.room)
         app.publish(member.room, encode({"type": "leave", "user": member.name}))
 
 
@@ -135,8 +142,12 @@ def serve_file(name: str, *paths: str) -> None:
     file = Path(__file__).with_name(name)
     body = file.read_bytes()
     headers = {**SECURITY, "Content-Type": f"{CONTENT_TYPES[file.suffix]}; charset=utf-8"}
+
+    def answer(request: Request) -> Response:
+        return Response(200, body, headers)
+
     for path in paths:
-        app.http(path)(lambda request: Response(200, body, headers))
+        app.http(path)(answer)
 
 
 serve_file("page.html", "/", "/room/{room}")
@@ -145,8 +156,8 @@ for asset in ("chat.css", "chat.js", "connection.js"):
 
 
 @app.http("/token")
-def token(request: Request) -> Response:
-    """A token for the name in the query. In a real application this is the login, and asks for a password."""
+def login(request: Request) -> Response:
+    """A token for the name in the query. A real application would ask for a password here."""
     no_store = {"Content-Type": "application/json", "Cache-Control": "no-store"}
     try:
         name = clean_name(request.query.get("name", ""))

@@ -1,7 +1,7 @@
 """Every Python snippet of docs/ and of README.md is run.
 
-A page is a row of stories. A story is a `python` block together with the blocks below it that continue it; they share one
-namespace, in which `__name__` is `"__main__"`. A comment on the line above a block says what it needs:
+A page is a row of stories. A story is a `python` block together with the blocks below it that continue it; they share
+one namespace, in which `__name__` is `"__main__"`. A comment on the line above a block says what it needs:
 
     <!-- snippet: continues -->             goes on where the block before it stopped
     <!-- snippet: setup=app, certificate --> the named things of `SETUPS` are there before it starts
@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+import trustme
 
 from trio_crowws import App
 from trio_crowws._options import APP_ONLY, Options
@@ -36,7 +37,7 @@ from trio_crowws._options import APP_ONLY, Options
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [*([README] if README.exists() else []), *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"console", "cpp", "ini", "javascript", "nginx", "python", "text"}  # without "py": each language has one name
+LANGUAGES = {"console", "cpp", "ini", "nginx", "python", "sh", "text"}  # without "py": each language has one name
 SECONDS_PER_STORY = 20
 FENCE = re.compile(r" *```(?P<info>[^`]*)$")
 COMMENT = re.compile(r" *<!-- snippet: (?P<what>.*) -->$")
@@ -58,7 +59,10 @@ class Block:
 
     def code(self) -> CodeType:
         padded = "\n" * (self.line - 1) + self.source  # tracebacks then show the line of the page
-        return compile(padded, str(self.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        code: CodeType = compile(
+            padded, str(self.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
+        )
+        return code
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -118,7 +122,6 @@ def provide_app(namespace: Namespace) -> None:
 
 def provide_certificate(namespace: Namespace) -> None:
     """`cert.pem` and `key.pem` in the current folder."""
-    trustme = pytest.importorskip("trustme")
     certificate = trustme.CA().issue_cert("localhost")
     certificate.private_key_and_cert_chain_pem.write_to_path("cert.pem")
     certificate.private_key_pem.write_to_path("key.pem")

@@ -10,8 +10,8 @@ import h11
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.heads import ACCEPT, UPGRADE, make_reader, read, read_error, replaced, upgrade_error, write_head
 
+from support.heads import ACCEPT, UPGRADE, make_reader, read, read_error, replaced, write_head
 from trio_crowws._protocol import handshake
 from trio_crowws._protocol.handshake import MAX_TARGET, RequestReader, check_upgrade
 from trio_crowws.errors import HandshakeError
@@ -104,10 +104,11 @@ def test_bare_line_feed(data: bytes) -> None:
     assert read_error(data) == 400
 
 
-def test_control_characters_are_found_before_parsing() -> None:
+@pytest.mark.parametrize("control", [b"\x00", b"\x0c", b"\r", b"\x7f"])
+def test_control_characters_are_found_before_parsing(control: bytes) -> None:
     """A head with a control character does not reach the parser."""
     with mock.patch.object(h11, "Connection") as connection:
-        assert read_error(b"GET / HTTP/1.1\r\nHost: x\r\nA:" + b" " * 16_000 + b"\x00\r\n\r\n") == 400
+        assert read_error(b"GET / HTTP/1.1\r\nHost: x\r\nA:" + b" " * 16_000 + control + b"\r\n\r\n") == 400
     assert connection.call_count == 0
 
 
@@ -137,16 +138,6 @@ def test_row_1_host_exactly_once() -> None:
     assert read_error(write_head(replaced("Host", "a", "a"))) == 400
 
 
-def test_row_2_bytes_beyond_ascii() -> None:
-    """C1 row 2: bytes beyond ASCII in the headers of the handshake are only another element, or malformed."""
-    assert check_upgrade(read(write_head(replaced("Connection", "Upgrade, \xe9")))) == ACCEPT
-    assert check_upgrade(read(write_head(replaced("Sec-WebSocket-Extensions", "\xe9; \xff=\x80")))) == ACCEPT
-    assert upgrade_error(replaced("Sec-WebSocket-Protocol", "a, \xe9")).status == 400
-    assert upgrade_error(replaced("Upgrade", "websocket\xe9")).status == 426
-    assert upgrade_error(replaced("Sec-WebSocket-Version", "\xb9\xb3")).status == 426
-    assert upgrade_error(replaced("Sec-WebSocket-Key", KEY[:-1] + "\xe9")).status == 400
-
-
 @pytest.mark.parametrize("target", ["/\xe9", "", "/a b", "a", "*", "/a#b", "ftp://h/", "h:80", "http:///\xff"])
 def test_row_3_malformed_target(target: str) -> None:
     """C1 row 3: a target that is neither a path nor a URI of this server is refused."""
@@ -159,6 +150,7 @@ def test_row_3_absolute_target() -> None:
     assert (request.host, request.path, request.query_string) == ("other:81", "/a", "b")
     assert read_error(write_head(UPGRADE.items(), "GET http://user@h/a HTTP/1.1")) == 400
     assert read_error(write_head(replaced("Host"), "GET http://h/a HTTP/1.1")) == 400
+    assert read_error(write_head(replaced("Host", "\xff"), "GET http://h/a HTTP/1.1")) == 400
 
 
 @pytest.mark.parametrize("version", ["0.9", "1.0", "1.2", "2.0", "3.0"])

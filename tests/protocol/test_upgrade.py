@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.heads import ACCEPT, KEY, UPGRADE, read, replaced, upgrade_error, write_head
 
+from support.heads import ACCEPT, KEY, UPGRADE, read, replaced, upgrade_error, write_head
 from trio_crowws._protocol.handshake import check_upgrade, choose_subprotocol, is_upgrade, offered_subprotocols
 from trio_crowws.errors import HandshakeError
 
@@ -74,6 +74,16 @@ def test_row_7_version(versions: tuple[str, ...]) -> None:
 def test_row_7_not_one_version(versions: tuple[str, ...]) -> None:
     """A version header that is missing, or there twice, is malformed."""
     assert upgrade_error(replaced("Sec-WebSocket-Version", *versions)).status == 400
+
+
+def test_row_2_bytes_beyond_ascii() -> None:
+    """C1 row 2: bytes beyond ASCII in the headers of the handshake are only another element, or malformed."""
+    assert check_upgrade(read(write_head(replaced("Connection", "Upgrade, \xe9")))) == ACCEPT
+    assert check_upgrade(read(write_head(replaced("Sec-WebSocket-Extensions", "\xe9; \xff=\x80")))) == ACCEPT
+    assert upgrade_error(replaced("Sec-WebSocket-Protocol", "a, \xe9")).status == 400
+    assert upgrade_error(replaced("Upgrade", "websocket\xe9")).status == 426
+    assert upgrade_error(replaced("Sec-WebSocket-Version", "\xb9\xb3")).status == 426
+    assert upgrade_error(replaced("Sec-WebSocket-Key", KEY[:-1] + "\xe9")).status == 400
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "OPTIONS", "PUT", "get", "X"])

@@ -221,7 +221,8 @@ class Page:
 
     async def type(self, selector: str, text: str) -> None:
         """Put `text` in place of what is in a field, as a keyboard would."""
-        await self.evaluate("selector => { const field = document.querySelector(selector); field.focus(); field.select(); }", selector)
+        focus = "selector => { const field = document.querySelector(selector); field.focus(); field.select(); }"
+        await self.evaluate(focus, selector)
         await self._command("Input.insertText", text=text)
 
     async def press_enter(self) -> None:

@@ -104,7 +104,6 @@ class Request:
       path: `raw_path` with percent-encoding decoded; a `%2F` looks like any other slash here, but not in `segments`.
       query_string: what follows the first `?`, as it was sent.
       host: the host, with its port if it names one, that the request is meant for (RFC 9112 section 3.3); `""` if none.
-      headers: the `Headers`.
       path_params: the values of the route's path parameters.
       remote_address: `(host, port)` of the peer, or what else the transport knows; of a proxy if there is one.
       local_address: the same for this side.
@@ -114,8 +113,9 @@ class Request:
 
     __slots__ = (
         "_cookies",
+        "_head",
+        "_headers",
         "_query",
-        "headers",
         "host",
         "local_address",
         "method",
@@ -141,7 +141,8 @@ class Request:
     ) -> None:
         self.method = method
         self.target = target
-        self.headers = headers
+        self._headers: Headers | None = headers
+        self._head = b""
         self.remote_address = remote_address
         self.local_address = local_address
         self.secure = secure
@@ -156,6 +157,22 @@ class Request:
     def __repr__(self) -> str:
         # No query and no headers: they carry secrets, and this ends up in logs.
         return f"<Request {self.method} {self.path!r} from {self.remote_address}>"
+
+    @property
+    def headers(self) -> Headers:
+        """The header lines."""
+        if self._headers is None:
+            pairs = (line.split(": ", 1) for line in self._head.decode("latin-1").split("\n"))
+            self._headers = Headers((name, value) for name, value in pairs)
+        return self._headers
+
+    def compact(self) -> None:
+        """Keep the headers in one piece until somebody asks for them again: most connections never do."""
+        lines = (f"{name}: {value}" for name in self.headers for value in self.headers.get_all(name))
+        self._head = "\n".join(lines).encode("latin-1")
+        self._headers = None
+        self._cookies = None
+        self._query = None
 
     @property
     def segments(self) -> list[str]:

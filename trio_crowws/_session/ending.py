@@ -187,7 +187,7 @@ class Ending:
                 self._send_close(frame or CloseFrame(None))
             elif action is Action.FINISH:
                 both = self._sent is not None and self._received is not None
-                self._transport.close(self._timers.now + self._options.close_timeout, linger=not both)
+                self._transport.close(self._timers.tick() + self._options.close_timeout, linger=not both)
             else:
                 self._transport.abort()
         if self._phase is Phase.ANSWERING:
@@ -382,7 +382,7 @@ class Ending:
             return math.inf
         if self._transport.paused:
             return now + interval
-        if self._ping_sent_at is not None and self._last_received > self._ping_sent_at:
+        if self._ping_sent_at is not None and self._last_received >= self._ping_sent_at:
             self._ping_sent_at = None
         if self._ping_sent_at is not None and timeout is not None:
             due = max(self._ping_sent_at, self._resumed_at) + timeout

@@ -51,68 +51,64 @@ class Listed(Protocol):
 async def live(conn: Connection, deadline: float, early_data: bytes, listed: Listed) -> None:
     """Run a connection whose 101 is on its way, to its end.
 
+    This coroutine and what it awaits is what an idle connection costs, so it is kept flat.
+
     Args:
       conn: the connection.
       deadline: absolute time by which the 101 must have left.
       early_data: frames that came together with the request.
       listed: where the connection is listed from before `on_open` until just before `on_close`.
     """
-    opened, pending = await _handle(conn, deadline, early_data, listed)
+    pending = None
+    opened = finished = False
+    try:
+        with conn.cancel_scope:
+            conn.cancel_scope.deadline = deadline
+            await conn.wait_flushed()
+            if conn.is_open:
+                conn.cancel_scope.deadline = math.inf
+                opened = True
+                listed.enter()
+                _log_start(conn)
+                conn.begin(early_data)
+                del early_data
+                if conn.callbacks.session is not None:
+                    await _call_unprotected(conn.callbacks.session, conn)
+                else:
+                    if conn.callbacks.open is not None:
+                        await _call_unprotected(conn.callbacks.open, conn)
+                    await conn.run_callbacks()
+            finished = True
+    except GeneratorExit:
+        raise  # Trio itself has crashed; nothing can be awaited any more
+    except BaseException as error:
+        pending = _handler_raised(conn, error)
+    if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:
+        logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
+    conn.finish(1000 if finished else 1001)
+    await _end(conn, listed if opened else None, pending)
+
+
+def _handler_raised(conn: Connection, error: BaseException) -> BaseException | None:
+    """Fail the connection if the error is the application's own; return what must be raised again in the end."""
+    own, pending = sort_out(conn.id, error)
+    if own is not None:
+        log_failure(conn, "the handler", own)
+        conn.fail(own)
+    return pending
+
+
+async def _end(conn: Connection, listed: Listed | None, pending: BaseException | None) -> None:
+    """The four steps after the handler; the last two only for a connection that was opened, and so is listed."""
     pending = await _close(conn, pending)
     await conn.end_children()
     try:
-        if opened:
+        if listed is not None:
             await _say_goodbye(conn, listed)
             _log_end(conn)
     finally:
         if pending is not None:
             raise pending
-
-
-async def _handle(
-    conn: Connection, deadline: float, early_data: bytes, listed: Listed
-) -> tuple[bool, BaseException | None]:
-    """Run the handler. Returns whether it was entered, and what must be raised again later.
-
-    Afterwards the connection is closing.
-    """
-    pending = None
-    opened = finished = False
-    scope = conn.cancel_scope
-    try:
-        with scope:
-            scope.deadline = deadline
-            await conn.wait_flushed()
-            if conn.is_open:
-                scope.deadline = math.inf
-                opened = True
-                listed.enter()
-                _log_start(conn)
-                conn.begin(early_data)
-                await _run_handler(conn)
-            finished = True
-    except GeneratorExit:
-        raise  # Trio itself has crashed; nothing can be awaited any more
-    except BaseException as error:
-        own, pending = sort_out(conn.id, error)
-        if own is not None:
-            log_failure(conn, "the handler", own)
-            conn.fail(own)
-    if opened and scope.cancelled_caught and conn.close_info is not None:
-        logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
-    conn.finish(1000 if finished else 1001)
-    return opened, pending
-
-
-@trio.lowlevel.disable_ki_protection
-async def _run_handler(conn: Connection) -> None:
-    callbacks = conn.callbacks
-    if callbacks.session is not None:
-        await callbacks.session.function(conn)
-    else:
-        if callbacks.open is not None:
-            await call(callbacks.open, conn)
-        await conn.run_callbacks()
 
 
 async def _close(conn: Connection, pending: BaseException | None) -> BaseException | None:

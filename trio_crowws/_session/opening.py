@@ -33,9 +33,21 @@ class Opening:
 
     Attributes:
       deadline: absolute time by which the 101 has to be out.
+      answered: whether the request has its answer, or does not need one any more.
     """
 
-    __slots__ = ("_admit", "_done", "_on_gone", "_reader", "_timer", "_timers", "deadline", "transport")
+    __slots__ = (
+        "_admit",
+        "_head_only",
+        "_on_gone",
+        "_reader",
+        "_start",
+        "_timer",
+        "_timers",
+        "answered",
+        "deadline",
+        "transport",
+    )
 
     transport: Transport
 
@@ -51,8 +63,10 @@ class Opening:
         self._reader = reader
         self._admit = admit
         self._on_gone = on_gone
-        self._done = False
-        self.deadline = timers.tick() + handshake_timeout
+        self._head_only = False
+        self._start = timers.tick()
+        self.answered = False
+        self.deadline = self._start + handshake_timeout
         self._timer = Timer(timers, self._on_timer)
         self._timer.arm(self.deadline)
 
@@ -61,9 +75,13 @@ class Opening:
         """What came behind the request: the first frames of a peer that does not wait for the 101."""
         return self._reader.trailing
 
+    def allow(self, handshake_timeout: float) -> None:
+        """The route is known, and with it the time that its opening handshakes may take."""
+        self.deadline = self._start + handshake_timeout
+
     def feed(self, data: bytes) -> None:
         """Take bytes from the peer."""
-        if self._done:
+        if self.answered:
             return
         try:
             request = self._reader.feed(data)
@@ -78,6 +96,7 @@ class Opening:
         # What the peer sends from here on waits in the kernel until the application has decided.
         self.transport.pause()
         self._timer.cancel()
+        self._head_only = request.method == "HEAD"
         self._admit(self, request)
 
     def hand_over(self) -> None:
@@ -86,26 +105,28 @@ class Opening:
 
     def refuse(self, error: HandshakeError) -> None:
         """Answer with the status of `error` and close."""
+        if self.answered:
+            return
         body = f"{error}\n".encode("latin-1", errors="replace")
         headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
-        self._answer(error.status, headers, body, head_only=False)
+        self._answer(error.status, headers, body)
         logger.info("refused %s with %d: %s", self.transport.remote_address, error.status, ascii(str(error)))
 
-    def respond(self, response: Response, *, head_only: bool = False) -> None:
+    def respond(self, response: Response) -> None:
         """Answer with `response` and close."""
-        self._answer(response.status, response.headers, response.body, head_only=head_only)
+        if not self.answered:
+            self._answer(response.status, response.headers, response.body)
 
-    def _answer(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes, *, head_only: bool) -> None:
-        if self._done:
-            return
+    def _answer(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
+        answer = http_response(status, headers, body, head_only=self._head_only)
         self._finish()
-        self.transport.write(http_response(status, headers, body, head_only=head_only))
+        self.transport.write(answer)
         # Lingering: what the peer has sent behind its request must not destroy the answer (and is never interpreted).
         self.transport.close(self._timers.tick() + LINGER, linger=True)
 
     def _finish(self) -> None:
-        if not self._done:
-            self._done = True
+        if not self.answered:
+            self.answered = True
             self._timer.cancel()
             self._on_gone(self)
 
@@ -113,7 +134,7 @@ class Opening:
 
     def eof(self) -> None:
         """The peer has gone, or at least will not finish its request."""
-        if not self._done:
+        if not self.answered:
             self._finish()
             self.transport.close(self._timers.now, linger=False)
 

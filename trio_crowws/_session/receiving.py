@@ -29,6 +29,7 @@ from .._protocol.framing import CloseReceived, Fault, Ping, Pong
 from ..errors import ConnectionLost, HandlerError, ProtocolError
 from .ending import logger
 from .sending import Sending
+from .tasks import log_failure
 
 if TYPE_CHECKING:
     from .._options import Options
@@ -80,7 +81,7 @@ class Receiving(Sending):
     ) -> None:
         super().__init__(connection_id, request, options, transport, timers, reader)
         self._callbacks = callbacks
-        self._inbox: deque[str | bytes | Ping | Pong] = deque()
+        self._inbox: deque[str | bytes | Ping | Pong] | None = None  # made with the first message; it is not small
         self._inbox_size = 0
         self._waiter: trio.lowlevel.Task | None = None
         self._idle = False
@@ -115,6 +116,8 @@ class Receiving(Sending):
                     if self._idle and not self._inbox and self._callbacks.inline:
                         self._call_inline(event)  # type: ignore[arg-type]
                     else:
+                        if self._inbox is None:
+                            self._inbox = deque()
                         self._inbox.append(event)  # type: ignore[arg-type]
                         self._inbox_size += len(event) + _OVERHEAD  # type: ignore[arg-type]
             else:
@@ -152,6 +155,8 @@ class Receiving(Sending):
 
     def _enqueue_control(self, event: Ping | Pong) -> None:
         if self._phase is Phase.OPEN:
+            if self._inbox is None:
+                self._inbox = deque()
             self._inbox.append(event)
             self._inbox_size += len(event.payload) + _OVERHEAD
 
@@ -188,6 +193,7 @@ class Receiving(Sending):
             if result is not None:
                 refuse_awaitable(callback, result)
         except Exception as error:
+            log_failure(self, "the handler", error)
             self.fail(error)
 
     def _no_callback(self, message: str | bytes) -> None:
@@ -225,18 +231,19 @@ class Receiving(Sending):
             while not self._inbox:
                 if self._phase is Phase.CLOSED:
                     raise self._closed_error()
-                await self._park()
-            event = self._take()
+                if self._prepare_to_park():
+                    await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+            event = self._take(self._inbox)
             if not isinstance(event, (Ping, Pong)):
                 return event
             await self._call_control(event)
 
+    @trio.lowlevel.disable_ki_protection
     async def run_callbacks(self) -> None:
         """Call the callbacks for every message, until the connection has ended and the inbox is empty."""
-        inbox = self._inbox
         while True:
-            while inbox:
-                event = self._take()
+            while self._inbox:
+                event = self._take(self._inbox)
                 if isinstance(event, (Ping, Pong)):
                     await self._call_control(event)
                 else:
@@ -251,16 +258,14 @@ class Receiving(Sending):
                     await trio.lowlevel.checkpoint()
             if self._phase > Phase.ANSWERING:
                 return
-            self._idle = True
-            try:
-                await self._park()
-            finally:
-                self._idle = False
+            if self._prepare_to_park():
+                self._idle = True
+                await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
 
-    def _take(self) -> str | bytes | Ping | Pong:
-        event = self._inbox.popleft()
+    def _take(self, inbox: deque[str | bytes | Ping | Pong]) -> str | bytes | Ping | Pong:
+        event = inbox.popleft()
         self._taken += 1
-        if self._inbox:
+        if inbox:
             size = len(event) if isinstance(event, (str, bytes)) else len(event.payload)
             self._inbox_size -= size + _OVERHEAD
         else:
@@ -278,16 +283,19 @@ class Receiving(Sending):
         if callback is not None:
             await call(callback, self, event.payload)
 
-    async def _park(self) -> None:
-        """Wait until there is something in the inbox or the phase has changed, with everything flushed."""
+    def _prepare_to_park(self) -> bool:
+        """Flush, and have the current task woken by the next message or change of phase.
+
+        `False` when there is no need to park, because this very call has changed the phase.
+        """
         self._transport.flush()
         if self._phase is Phase.ANSWERING:
             self._conclude()
-            return
+            return False
         if self._phase is Phase.CLOSED:
-            return
+            return False
         self._waiter = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+        return True
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
         # From here on `feed` sees a busy task, so a cancelled connection gets no more plain callbacks.
@@ -305,7 +313,7 @@ class Receiving(Sending):
         super()._wake_all()
         if self._phase is Phase.CLOSING:
             # What comes in after our Close is not delivered (RFC 6455 section 1.4); the peer's Close is still read.
-            self._inbox.clear()
+            self._inbox = None
             self._inbox_size = 0
             if self._transport.paused:
                 self._resume()
