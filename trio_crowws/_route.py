@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
+from urllib.parse import unquote
 
 from ._rooms import deliver
 from ._session.handlers import Callbacks, Handler, HandlerPlan
@@ -36,8 +37,6 @@ class Route:
 
     def __init__(self, path: str, app_options: Options, given: dict[str, Any]) -> None:
         self.path = path
-        self._app_options = app_options
-        self._given = given
         self.options = app_options.for_route(path, given)
         self._callbacks = Callbacks()
         self._plan: HandlerPlan | None = None
@@ -133,9 +132,7 @@ class Route:
         return self._option("subprotocols", names)
 
     def _option(self, name: str, value: object) -> Route:
-        given = {**self._given, name: value}
-        self.options = self._app_options.for_route(self.path, given)
-        self._given = given
+        self.options = self.options.for_route(self.path, {name: value})
         return self
 
     # The Python spellings return the function.
@@ -254,13 +251,14 @@ class Router(Generic[T]):
         for index, segment in enumerate(segments):
             node = self._descend(node, path, segment, names, last=index == len(segments) - 1)
         if node.value is not None:
-            raise ValueError(f"there is a {self._kind} at {path!r} already")
+            raise ValueError(f"the path {path!r} is taken by another {self._kind}")
         node.value = (value, tuple(names))
         self._values.append(value)
 
     def _descend(self, node: _Node[T], path: str, segment: str, names: list[str], *, last: bool) -> _Node[T]:
         if "{" not in segment and "}" not in segment:
-            return node.static.setdefault(segment, _Node())
+            # As in requests, whose segments are decoded one by one: `/a%20b` can only be written that way.
+            return node.static.setdefault(unquote(segment), _Node())
         name, _, kind = segment[1:-1].partition(":")
         if not (segment.startswith("{") and segment.endswith("}") and name.isidentifier()):
             raise ValueError(f"path {path!r}: a parameter is a whole segment, as in '/room/{{name}}', not {segment!r}")

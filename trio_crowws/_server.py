@@ -287,13 +287,8 @@ class Server:
                     self._begin_stream(stream, None, None)
 
     def _begin_socket(self, sock: socket.socket, local: Address, remote: Address) -> None:
-        if self._ssl_context is None:
-            opening = self._admission.new_opening()
-            opening.transport = self._engine.add_socket(sock, opening, local, remote)
-        else:
-            plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-            stream = trio.SSLStream(plain, self._ssl_context, server_side=True, https_compatible=True)
-            self._begin_stream(stream, local, remote)
+        opening = self._admission.new_opening()
+        opening.transport = self._engine.add_socket(sock, opening, local, remote, self._ssl_context, opening.deadline)
 
     def _begin_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
         opening = self._admission.new_opening()

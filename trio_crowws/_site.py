@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ._options import Options
 from ._rooms import Room, Rooms, deliver
 from ._route import HTTPRoute, Route, Router
+from ._session.accepting import Response
 from ._session.handlers import Callback, make_callback
 from ._stats import Stats, Tally
 
@@ -66,7 +67,13 @@ class Site:
         Args:
           path: as for `websocket`.
           content_type: of what is returned, unless it is a `Response`.
+
+        Raises:
+          TypeError: the function does not take a request, or the content type is not a str.
+          ValueError: the path is malformed or taken, or the content type cannot be in a header.
         """
+        if content_type is not None:
+            Response(headers={"Content-Type": content_type})  # fails here rather than at the first request
 
         def register(function: F) -> F:
             callback = make_callback(f"the HTTP route {path!r}", function, ("request",))

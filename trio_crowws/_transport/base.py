@@ -132,9 +132,9 @@ class Transport(ABC):
         """Stop reading. What the peer sends stays in the kernel, and the peer notices."""
         self._paused = True
 
-    @abstractmethod
     def resume(self) -> None:
         """Read on."""
+        self._paused = False
 
     @property
     def paused(self) -> bool:
@@ -151,7 +151,7 @@ class Transport(ABC):
         """
         if self.closed or self._closing is not None:
             return
-        self.receiver = _Discard()
+        self._detach()
         self._paused = False
         self._closing = linger
         self._timer = Timer(self._timers, self._linger_ended)
@@ -218,9 +218,14 @@ class Transport(ABC):
         """The transport broke: tell the receiver once and release everything."""
         if self.closed:
             return
-        receiver, self.receiver = self.receiver, _Discard()
+        receiver = self._detach()
         self.abort()
         receiver.lost(error)
+
+    def _detach(self) -> Receiver:
+        """Take the receiver away; what still comes up is dropped."""
+        receiver, self.receiver = self.receiver, _Discard()
+        return receiver
 
 
 class _Discard:

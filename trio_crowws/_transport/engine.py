@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import select
 import socket
+import ssl
 
 import trio
 
@@ -12,6 +13,7 @@ from .base import Address, Receiver, Transport, TurnQueue
 from .poller import Poller, SocketTransport
 from .stream import StreamTransport
 from .timers import Timers
+from .tls import TLSTransport
 
 __all__ = ["Engine"]
 
@@ -46,16 +48,29 @@ class Engine:
                 task_status.started()
 
     def add_socket(
-        self, sock: socket.socket, receiver: Receiver, local_address: Address, remote_address: Address
+        self,
+        sock: socket.socket,
+        receiver: Receiver,
+        local_address: Address,
+        remote_address: Address,
+        ssl_context: ssl.SSLContext | None,
+        handshake_deadline: float,
     ) -> Transport:
         """Serve a connected stdlib socket; `receiver` hears of it from the next scheduler pass on."""
         sock.setblocking(False)
         if self._poller is None:
-            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-            return self.add_stream(stream, receiver, local_address, remote_address)
-        transport = SocketTransport(sock, self._poller, self.turns, self.timers, local_address, remote_address)
+            stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            if ssl_context is not None:
+                stream = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
+            return self.add_stream(
+                stream, receiver, local_address, remote_address, handshake_deadline=handshake_deadline
+            )
+        lower = SocketTransport(sock, self._poller, self.turns, self.timers, local_address, remote_address)
+        transport: Transport = lower
+        if ssl_context is not None:
+            lower.receiver = transport = TLSTransport(lower, ssl_context, self.turns, self.timers)
         transport.receiver = receiver
-        transport.start()
+        lower.start()
         return transport
 
     def add_stream(

@@ -90,7 +90,7 @@ class SocketTransport(Transport):
             self._read(True)  # whether the stream ends was not kept, so read to the last byte
 
     def resume(self) -> None:
-        self._paused = False
+        super().resume()
         if self._readable or self.more:
             self.ask_for_turn()
 

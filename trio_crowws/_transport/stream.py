@@ -156,7 +156,7 @@ class StreamTransport(Transport):
             trio.lowlevel.reschedule(task)
 
     def resume(self) -> None:
-        self._paused = False
+        super().resume()
         self._resumed.set()
 
     def turn(self) -> None:

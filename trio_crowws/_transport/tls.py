@@ -1,0 +1,193 @@
+"""TLS over a socket of the poller, without tasks of its own.
+
+`ssl.SSLObject` with two memory buffers does for TLS what the protocol layer does for WebSocket: bytes in, bytes out, no
+waiting. So this transport stands between the socket below and the receiver above. From the socket it gets records, and
+feeds what they hold; what it is given to write leaves as records. It can also do what a stream over TLS cannot: end its
+direction with `close_notify` and the end of the TCP stream, and still read, so that the last frames are not destroyed
+by a reset.
+"""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from .base import READ_SIZE, Transport, TurnQueue
+
+if TYPE_CHECKING:
+    from .poller import SocketTransport
+    from .timers import Timers
+
+__all__ = ["TLSTransport"]
+
+_ALERT_LINGER = 1.0
+"""Seconds for a peer whose TLS is refused to read the alert."""
+
+
+class TLSTransport(Transport):
+    """The server's side of TLS over a `SocketTransport`, whose receiver it is."""
+
+    __slots__ = ("_incoming", "_lower", "_outgoing", "_ready", "_tls")
+
+    def __init__(self, lower: SocketTransport, context: ssl.SSLContext, turns: TurnQueue, timers: Timers) -> None:
+        super().__init__(turns, timers, lower.local_address, lower.remote_address)
+        self.secure = True
+        self._lower = lower
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._ready = False
+
+    # From the socket
+
+    def feed(self, data: bytes) -> None:
+        """Take records."""
+        self._incoming.write(data)
+        try:
+            if not self._ready and not self._shake_hands():
+                return
+            plain, ended = self._decrypt()
+        except ssl.SSLError as error:
+            self._give_up(error)
+            return
+        self._send_records()  # a key update, or a session ticket
+        if plain and not self._feed(plain):
+            return
+        if ended:
+            self.eof()
+        elif self.more and not self.closed:
+            # Nothing must come up before the receiver has worked through what it has.
+            self._lower.pause()
+
+    def _give_up(self, error: ssl.SSLError) -> None:
+        """The peer does not speak TLS, or not a kind that both sides know. It gets the alert that says so."""
+        self._send_records()
+        if not self.closed:
+            receiver = self._detach()
+            self._lower.close(self._timers.tick() + _ALERT_LINGER, linger=True)
+            self._forget()
+            receiver.lost(error)
+
+    def _shake_hands(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send_records()
+            return False
+        self._ready = True
+        self._send_records()
+        return True
+
+    def _decrypt(self) -> tuple[bytes, bool]:
+        """What the records hold, and whether the peer has ended its direction."""
+        pieces: list[bytes] = []
+        while self._incoming.pending or self._tls.pending():
+            try:
+                piece = self._tls.read(READ_SIZE)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                return b"".join(pieces), True
+            if not piece:
+                return b"".join(pieces), True
+            pieces.append(piece)
+        return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), False
+
+    def eof(self) -> None:
+        """The peer has ended its direction, with or without `close_notify`."""
+        self.corked = True
+        try:
+            self.receiver.eof()
+        finally:
+            self.corked = False
+        if self._out:
+            self.flush()
+
+    def lost(self, error: Exception | None) -> None:
+        """The socket is gone."""
+        self._fail(error)
+
+    def stalled(self) -> None:
+        """The peer does not read."""
+        self._look_below()
+        self.receiver.stalled()
+
+    def drained(self) -> None:
+        """Some of the records have left."""
+        self._look_below()
+        self.flush()
+        if not self.closed:
+            self.receiver.drained()
+
+    # To the socket
+
+    def flush(self) -> None:
+        if not self._ready:
+            if self._closing is not None:
+                self._out.clear()  # without a handshake nothing can be said
+                self._flushed_for_close()
+            return
+        if self._out and not self.blocked:
+            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._tls.write(data)
+            self._send_records()
+        if not self._out and self._closing is not None and not self.closed:
+            self._flushed_for_close()
+
+    def _send_records(self) -> None:
+        lower = self._lower
+        if self._outgoing.pending:
+            corked, lower.corked = lower.corked, True
+            lower.write(self._outgoing.read())
+            lower.corked = corked
+            lower.flush()
+        if not self.closed:
+            self._look_below()
+
+    def _look_below(self) -> None:
+        self.blocked = self._lower.blocked
+        self.bytes_sent = self._lower.bytes_sent
+        self.buffered = self._lower.buffered + sum(map(len, self._out))
+
+    def turn(self) -> None:
+        super().turn()
+        if self.closed or self._paused:
+            return
+        if self.more:
+            self.more = False
+            if not self._feed(b"") or self.more or self._paused:
+                return
+        self._lower.resume()
+
+    def pause(self) -> None:
+        super().pause()
+        self._lower.pause()
+
+    def resume(self) -> None:
+        super().resume()
+        if self.more:
+            self.ask_for_turn()
+        else:
+            self._lower.resume()
+
+    # The end
+
+    def _flushed_for_close(self) -> None:
+        if self._ready:
+            with suppress(ssl.SSLError):  # our close_notify is in the buffer then; the peer's is not waited for
+                self._tls.unwrap()
+            self._send_records()
+        assert self._timer is not None
+        self._lower.close(self._timer.deadline, linger=bool(self._closing))
+        self._forget()
+
+    def abort(self) -> None:
+        self._lower.abort()
+        self._release()
+
+    def _release(self) -> None:
+        if not self.closed:
+            self._forget()
+            self._lower.abort()
