@@ -72,7 +72,7 @@ class CloseInfo:
 
     Attributes:
       code: what the peer said, if it said anything (1005 for a Close frame without a code). Otherwise the code with
-        which this side failed the connection (1002, 1007, 1008, 1009, 1011, 1013), otherwise 1006.
+        which this side failed the connection (1002, 1003, 1007, 1008, 1009, 1011, 1013), otherwise 1006.
       reason: the text that belongs to `code`.
       clean: whether both Close frames were exchanged, whatever the code.
       initiator: which side began the end: `"local"` or `"remote"`.

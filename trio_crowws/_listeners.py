@@ -51,6 +51,7 @@ class ListeningSocket:
         """Call `take(sock, local, remote)` for every peer, until cancelled; then the socket is closed."""
         try:
             while True:
+                await trio.lowlevel.checkpoint_if_cancelled()  # closed before the first wait: there is no descriptor
                 await trio.lowlevel.wait_readable(self._sock)
                 error = self._accept_some(take)
                 if error is not None:

@@ -7,6 +7,7 @@ field, so that a wrong value fails where it is written, with the name, the value
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ SlowPolicy = Literal["close", "drop", "latest"]
 class _Check(NamedTuple):
     allowed: str
     accepts: Callable[[Any], bool]
-    wanted: tuple[type, ...]
+    wanted: tuple[Any, ...]
 
 
 def _is_int(value: object) -> bool:
@@ -85,7 +86,8 @@ def _accepts_origins(value: object) -> bool:
     if isinstance(value, str):
         return value in ("same", "*")
     if callable(value):
-        return True
+        # A coroutine is true, whatever it would return.
+        return not any(map(inspect.iscoroutinefunction, (value, getattr(value, "__call__", None))))  # noqa: B004
     return isinstance(value, Sequence) and len(value) > 0 and all(_is_origin(item) for item in value)
 
 
@@ -116,12 +118,12 @@ _CHECKS: Mapping[str, _Check] = {
     ),
     "allow_unmasked": _BOOL,
     "origins": _Check(
-        "'same', '*', a sequence of origins such as 'https://*.example.org', or a callable",
+        "'same', '*', a sequence of origins such as 'https://*.example.org', or a callable that is not async",
         _accepts_origins,
-        (object,),
+        (Sequence, Callable),
     ),
     "subprotocols": _Check(
-        "'first', or a sequence of distinct tokens (RFC 6455 section 4.1)", _accepts_subprotocols, (object,)
+        "'first', or a sequence of distinct tokens (RFC 6455 section 4.1)", _accepts_subprotocols, (Sequence,)
     ),
     "ping_interval": _seconds(optional=True),
     "ping_timeout": _seconds(optional=True),

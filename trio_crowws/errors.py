@@ -96,7 +96,7 @@ class ProtocolError(CrowWSError):
     """The peer broke RFC 6455 or exceeded a limit.
 
     Attributes:
-      code: the close code that the peer was told: 1002, 1007, 1008 or 1009.
+      code: the close code that the peer was told: 1002, 1003, 1007, 1008 or 1009.
     """
 
     code: int

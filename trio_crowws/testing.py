@@ -375,14 +375,19 @@ async def connect(
     near, far = streams()
     faults = FaultyStream(far)
     address = ("testclient", 0)
-    async with trio.open_nursery() as nursery:
+    try:
+        async with trio.open_nursery() as nursery:
 
-        async def serve() -> None:
-            await app.serve_stream(faults, remote_address=address, local_address=("testserver", 0))
+            async def serve() -> None:
+                await app.serve_stream(faults, remote_address=address, local_address=("testserver", 0))
 
-        nursery.start_soon(serve)
-        try:
-            yield await shake_hands(near, path, headers=headers, subprotocols=subprotocols, faults=faults)
-        finally:
-            faults.flow()
-            await trio.aclose_forcefully(near)
+            nursery.start_soon(serve)
+            try:
+                yield await shake_hands(near, path, headers=headers, subprotocols=subprotocols, faults=faults)
+            finally:
+                faults.flow()
+                await trio.aclose_forcefully(near)
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:  # that there is a nursery is no business of the test
+            raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise

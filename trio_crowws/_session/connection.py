@@ -10,7 +10,7 @@ import trio
 
 from .._closeinfo import CloseInfo, check_close
 from .._protocol.closing import Event, Phase
-from ..errors import ConnectionClosedOK, ConnectionLost
+from ..errors import ConnectionClosedOK
 from .ending import State
 from .handlers import Handler, HandlerPlan
 from .receiving import Receiving
@@ -64,7 +64,10 @@ class Connection(Receiving):
       request: the request that opened the connection.
       userdata: whatever `Accept(userdata=...)` carried; yours.
       subprotocol: the negotiated subprotocol, or `None`.
-      messages_received, messages_sent, bytes_received, dropped: counters.
+      messages_received: messages that came in so far.
+      messages_sent: messages that were queued so far.
+      bytes_received: bytes that came in since the 101, headers and control frames included.
+      dropped: messages that `on_slow` has dropped so far.
     """
 
     __slots__ = ("_children", "_nursery", "_rooms", "subprotocol", "userdata")
@@ -223,10 +226,9 @@ class Connection(Receiving):
         self._begin_local_close(code, reason)
 
     def abort(self) -> None:
-        """Drop the connection at once, without a Close frame; the peer sees 1006. What is queued is lost."""
-        if self._phase is not Phase.CLOSED:
-            self._record(ConnectionLost("aborted by this side"), "local")
-            self._apply(Event.LOST)
+        """Drop the connection at once, without a Close frame; both sides see 1006. What is queued is lost."""
+        self._initiate("local")
+        self._apply(Event.LOST)
 
     async def wait_closed(self) -> CloseInfo:
         """Wait until the connection is closed. `on_close` may still be running then.

@@ -244,10 +244,12 @@ class Ending:
         if self._received is not None:
             code = 1005 if self._received.code is None else self._received.code
             reason = self._received.reason
-        elif self._error is not None:
+        elif self._error is not None and self._sent is not None:
             known = self._error.code if isinstance(self._error, CrowWSError) else None
             code = 1011 if known is None else known
-            reason = self._sent.reason if self._sent is not None and self._sent.code == code else ""
+            reason = self._sent.reason if self._sent.code == code else ""
+        elif self._sent is not None and self._phase is not Phase.CLOSED:
+            code, reason = self._sent.code or 1005, self._sent.reason  # what is known so far
         else:
             code, reason = 1006, ""
         return CloseInfo(code, reason, clean, self._initiator or "local", self._sent, self._received, self._error)
@@ -390,13 +392,13 @@ class Ending:
                 self._record(HeartbeatTimeout(f"no sign of life for {timeout} s after a ping"), "local")
                 self._apply(Event.LOST)
                 return math.inf
-            return due
+            return min(due, now + interval)  # the pong may come long before it is due
         due = max(self._last_received, self._ping_sent_at or 0) + interval
         if now < due:
             return due
         self._ping_sent_at = now
         self._send_ping(now)
-        return now + (interval if timeout is None else timeout)
+        return now + (interval if timeout is None else min(interval, timeout))
 
     def _send_ping(self, now: float) -> PingSent:
         payload = os.urandom(8)  # a forged pong should not measure as a latency

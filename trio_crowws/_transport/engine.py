@@ -99,6 +99,7 @@ class Engine:
             transport.report(error)
         finally:
             self._streams.discard(transport)
+            self.turns.note_release()
 
     @property
     def transports(self) -> list[Transport]:
