@@ -19,7 +19,7 @@ from .errors import CrowWSError
 if TYPE_CHECKING:
     from ._transport.base import Address
 
-__all__ = ["ListeningSocket", "open_tcp", "open_unix"]
+__all__ = ["ListeningSocket", "format_address", "open_tcp", "open_unix"]
 
 logger = logging.getLogger("trio_crowws")
 
@@ -49,14 +49,17 @@ class ListeningSocket:
 
     async def accept_forever(self, take: Callable[[socket.socket, Address, Address], None]) -> None:
         """Call `take(sock, local, remote)` for every peer, until cancelled; then the socket is closed."""
+        exhausted = False
         try:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # closed before the first wait: there is no descriptor
                 await trio.lowlevel.wait_readable(self._sock)
                 error = self._accept_some(take)
                 if error is not None:
-                    logger.error("cannot accept on %s: %s; trying again", self, error.strerror)
+                    if not exhausted:  # it may last for hours, and ten lines a second would fill the disk as well
+                        logger.error("cannot accept on %s: %s; trying again", self, error.strerror)
                     await trio.sleep(EXHAUSTED_PAUSE)
+                exhausted = error is not None
         finally:
             self.close()
 
@@ -98,7 +101,13 @@ async def open_tcp(host: str | None, port: int, backlog: int | None) -> list[Lis
 
     Raises:
       OSError: an address is in use or not ours; the message holds it.
+      TypeError: the port is not an int.
+      ValueError: there is no such port.
     """
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"port must be an int, not {type(port).__name__}")
+    if not 0 <= port <= 0xFFFF:  # the system would take what is left of it beyond 16 bits
+        raise ValueError(f"port {port} is not allowed; it must be an int from 0 to 65535")
     try:
         listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
     except OSError as error:

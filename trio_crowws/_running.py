@@ -31,7 +31,8 @@ def run_until_signal(serve: Callable[..., Awaitable[None]], on_listening: Callab
                     await server.wait_closed()
                     nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
-                raise unwrap(group) from None
+                error = unwrap(group)
+                raise error from error.__cause__
 
     trio.run(main)
 

@@ -218,7 +218,8 @@ class Server:
                     self._stop_accepting()
                     await self._engine.aclose()
         except BaseExceptionGroup as group:
-            raise unwrap(group) from None
+            error = unwrap(group)
+            raise error from error.__cause__
         finally:
             self._finished.set()
 
@@ -291,9 +292,9 @@ class Server:
         opening.transport = self._engine.add_socket(sock, opening, local, remote, self._ssl_context, opening.deadline)
 
     def _begin_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
-        opening = self._admission.new_opening()
         if local is None and remote is None:
             local, remote = _addresses_of(stream)
+        opening = self._admission.new_opening()
         opening.transport = self._engine.add_stream(stream, opening, local, remote, handshake_deadline=opening.deadline)
 
 
@@ -309,7 +310,10 @@ def _addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
         stream = stream.transport_stream
     if not isinstance(stream, trio.SocketStream):
         return None, None
-    return _plain(stream.socket.getsockname()), _plain(stream.socket.getpeername())
+    try:
+        return _plain(stream.socket.getsockname()), _plain(stream.socket.getpeername())
+    except OSError:  # the peer has reset the connection already, which is found out when it is read
+        return None, None
 
 
 def _plain(name: Any) -> Address:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import __version__
 from ._app import App
+from ._listeners import format_address
 from ._server import Server
 
 __all__ = ["main"]
@@ -77,7 +78,7 @@ def load_app(place: str) -> App:
       LoadError: the place is malformed, the module or the attribute does not exist, or it is no `App`.
     """
     module_name, separator, attribute = place.partition(":")
-    if not module_name or not separator or not attribute:
+    if not module_name or module_name.startswith(".") or not separator or not attribute:
         raise LoadError(f"{place!r} is not of the form MODULE:APP, as in chat.server:app")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -95,19 +96,23 @@ def load_app(place: str) -> App:
         except AttributeError as error:
             raise LoadError(f"{module_name} has no {attribute!r}") from error
     if not isinstance(app, App):
-        raise LoadError(f"{place} is a {type(app).__name__}, not an App")
+        raise LoadError(f"{place} is of the type {type(app).__name__}, not an App")
     return app
 
 
 def _tls(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certfile, keyfile)
+    try:
+        context.load_cert_chain(certfile, keyfile)
+    except OSError as error:  # of ssl as well; neither kind says which file it is about
+        files = f"{certfile} and the key {keyfile}" if keyfile else certfile
+        raise OSError(f"cannot use the certificate {files}: {error.strerror or error}") from error
     return context
 
 
 def _announce(server: Server) -> None:
     for address in server.addresses:
-        print("listening on", address if isinstance(address, str) else "{}:{}".format(*address), flush=True)
+        print("listening on", address if isinstance(address, str) else format_address(address), flush=True)
 
 
 if __name__ == "__main__":

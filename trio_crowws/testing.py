@@ -98,6 +98,7 @@ class FaultyStream(trio.abc.HalfCloseableStream):
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the stream flows."""
         await self._flowing.wait()
+        self._check()
         await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -333,7 +334,10 @@ async def _next_http_event(http: h11.Connection, stream: trio.abc.Stream) -> h11
     if http.our_state is h11.SEND_BODY:
         http.send(h11.EndOfMessage())
     while True:
-        event = http.next_event()
+        try:
+            event = http.next_event()
+        except h11.RemoteProtocolError as error:
+            raise PeerClosed(None) from error
         if event is h11.NEED_DATA:
             data = bytes(await stream.receive_some(_READ_SIZE))
             if not data and http.their_state is h11.SEND_RESPONSE:

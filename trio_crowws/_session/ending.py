@@ -85,6 +85,7 @@ class Ending:
 
     __slots__ = (
         "__weakref__",
+        "_answer_due",
         "_answer_limit",
         "_answer_mark",
         "_close_deadline",
@@ -147,6 +148,7 @@ class Ending:
         self._taken = 0
         self._answer_mark = 0
         self._answer_limit = math.inf
+        self._answer_due = math.inf
         self._close_deadline = math.inf
         self._handler_grace = options.callback_timeout
 
@@ -216,7 +218,8 @@ class Ending:
     def _begin_answering(self) -> None:
         self._answer_mark = self._taken
         self._answer_limit = self._timers.now + self._options.close_timeout
-        self._timer.arm(self._timers.now + min(ANSWER_STEP, self._options.close_timeout))
+        self._answer_due = min(self._timers.now + ANSWER_STEP, self._answer_limit)
+        self._timer.arm(self._answer_due)
 
     def _begin_closing(self) -> None:
         if self._close_deadline == math.inf:
@@ -329,11 +332,13 @@ class Ending:
         if self._phase is Phase.OPEN:
             return self._watch_open(now)
         if self._phase is Phase.ANSWERING:
-            if now >= self._answer_limit or self._taken == self._answer_mark:
-                self._conclude()
-                return None
-            self._answer_mark = self._taken
-            return min(now + ANSWER_STEP, self._answer_limit)
+            if now >= self._answer_due:  # the timer may also fire for a heartbeat that was due
+                if now >= self._answer_limit or self._taken == self._answer_mark:
+                    self._conclude()
+                    return None
+                self._answer_mark = self._taken
+                self._answer_due = min(now + ANSWER_STEP, self._answer_limit)
+            return self._answer_due
         if self._phase is not Phase.CLOSED and now >= self._close_deadline:
             self.give_up_closing()
             return None

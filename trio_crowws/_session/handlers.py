@@ -201,11 +201,13 @@ def make_callback(name: str, function: Callable[..., Any], arguments: tuple[str,
 def _is_async(function: Callable[..., Any]) -> bool:
     while isinstance(function, partial):
         function = function.func
-    if inspect.isasyncgenfunction(function):
+    forms = (function, getattr(function, "__call__", None))  # noqa: B004 -- an object may have a call that is async
+    # The call of a generator function runs nothing of it, so nobody would ever see what it was meant to do.
+    if any(map(inspect.isasyncgenfunction, forms)):
         raise TypeError(f"{_name(function)} is an async generator; a callback is an async or a plain function")
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 -- an object whose call is async
-    )
+    if any(map(inspect.isgeneratorfunction, forms)):
+        raise TypeError(f"{_name(function)} is a generator; a callback is an async or a plain function")
+    return any(map(inspect.iscoroutinefunction, forms))
 
 
 def _name(function: Callable[..., Any]) -> str:

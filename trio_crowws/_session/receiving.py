@@ -29,7 +29,7 @@ from .._protocol.framing import CloseReceived, Fault, Ping, Pong
 from ..errors import ConnectionLost, HandlerError, ProtocolError
 from .ending import logger
 from .sending import Sending
-from .tasks import log_failure
+from .tasks import log_failure, sort_out
 
 if TYPE_CHECKING:
     from .._options import Options
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .handlers import Callback, Callbacks
 
 __all__ = ["Receiving"]
+
+_OPEN, _ANSWERING, _CLOSING = Phase.OPEN, Phase.ANSWERING, Phase.CLOSING  # looked up for every message
 
 EVENTS_PER_TURN = 128
 """Messages and control frames of one connection before the others get their turn."""
@@ -64,6 +66,7 @@ class Receiving(Sending):
         "_idle",
         "_inbox",
         "_inbox_size",
+        "_interrupt",
         "_waiter",
         "bytes_received",
         "messages_received",
@@ -83,6 +86,7 @@ class Receiving(Sending):
         self._callbacks = callbacks
         self._inbox: deque[str | bytes | Ping | Pong] | None = None  # made with the first message; it is not small
         self._inbox_size = 0
+        self._interrupt: BaseException | None = None
         self._waiter: trio.lowlevel.Task | None = None
         self._idle = False
         self.messages_received = 0
@@ -105,39 +109,42 @@ class Receiving(Sending):
         """Take bytes from the peer."""
         self.bytes_received += len(data)
         self._last_received = self._timers.now
-        if self._phase is not Phase.OPEN and self._phase is not Phase.CLOSING:
+        if self._phase is not _OPEN and self._phase is not _CLOSING:
             return
         reader = self._reader
+        inbox = self._inbox
         for event in reader.receive(data, EVENTS_PER_TURN):
-            kind = type(event)
-            if kind is str or kind is bytes:
-                self.messages_received += 1
-                if self._phase is Phase.OPEN:
-                    if self._idle and not self._inbox and self._callbacks.inline:
-                        self._call_inline(event)  # type: ignore[arg-type]
-                    else:
-                        if self._inbox is None:
-                            self._inbox = deque()
-                        self._inbox.append(event)  # type: ignore[arg-type]
-                        self._inbox_size += len(event) + _OVERHEAD  # type: ignore[arg-type]
-            else:
-                self._take_control(event)  # type: ignore[arg-type]
+            if not isinstance(event, (str, bytes)):
+                self._take_control(event)
+                inbox = self._inbox
+                continue
+            self.messages_received += 1
+            if self._idle and not inbox and self._callbacks.inline:
+                self._call_inline(event)
+                inbox = self._inbox
+            elif self._phase is _OPEN:
+                if inbox is None:
+                    inbox = self._inbox = deque()
+                inbox.append(event)
+                self._inbox_size += len(event) + _OVERHEAD
         if reader.backlog:
             self._transport.more = True
-        if self._inbox:
+        if inbox:
             if self._waiter is not None:
                 self._wake()
             if self._inbox_size > self._options.read_ahead and not self._transport.paused:
                 self._transport.pause()
 
     def eof(self) -> None:
-        """The stream has ended without a Close frame."""
-        self._record(ConnectionLost("the peer ended the stream without a Close frame"), "remote")
-        if self._phase is Phase.OPEN:
-            self._apply(Event.PEER_CLOSE)
-            self._conclude_if_idle()
-        else:
-            self._apply(Event.PEER_ENDED)
+        """The stream has ended, perhaps without a Close frame. May be told more than once."""
+        if self._phase is Phase.OPEN or self._phase is Phase.CLOSING:
+            self._record(ConnectionLost("the peer ended the stream without a Close frame"), "remote")
+            if self._phase is Phase.OPEN:
+                self._apply(Event.PEER_CLOSE)
+                self._conclude_if_idle()
+            else:
+                self._apply(Event.PEER_ENDED)
+        # Otherwise the end has begun already, and a peer that has ended its direction may still read ours.
 
     def _take_control(self, event: Ping | Pong | CloseReceived | Fault) -> None:
         if self._debug:
@@ -193,8 +200,15 @@ class Receiving(Sending):
             if result is not None:
                 refuse_awaitable(callback, result)
         except Exception as error:
-            log_failure(self, "the handler", error)
-            self.fail(error)
+            own, _ = sort_out(self.id, error)
+            if own is not None:
+                log_failure(self, "the handler", own)
+                self.fail(own)
+        except BaseException as error:
+            # SystemExit and its like end the program, but by way of the connection's task, as from an async callback:
+            # whoever feeds has to live on, or no peer would hear of it.
+            self._interrupt = error
+            self._wake()
 
     def _no_callback(self, message: str | bytes) -> None:
         """A kind of message that the application has no callback for: nobody listens at all, or only to the other."""
@@ -231,6 +245,8 @@ class Receiving(Sending):
             while not self._inbox:
                 if self._phase is Phase.CLOSED:
                     raise self._closed_error()
+                if self._waiter is not None:  # another task took the message that this one was woken for
+                    raise trio.BusyResourceError("another task is already waiting for the next message")
                 if self._prepare_to_park():
                     await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
             event = self._take(self._inbox)
@@ -244,30 +260,34 @@ class Receiving(Sending):
         while True:
             while self._inbox:
                 event = self._take(self._inbox)
-                if isinstance(event, (Ping, Pong)):
-                    await self._call_control(event)
+                if isinstance(event, str):
+                    callback = self._callbacks.text
+                elif isinstance(event, bytes):
+                    callback = self._callbacks.binary
                 else:
-                    callback = self._callbacks.text if type(event) is str else self._callbacks.binary
-                    if callback is None:
-                        self._no_callback(event)
-                    elif callback.is_async:
-                        await callback.function(self, event)
-                    else:
-                        refuse_awaitable(callback, callback.function(self, event))
+                    await self._call_control(event)
+                    continue
+                if callback is None:
+                    self._no_callback(event)
+                elif callback.is_async:
+                    await callback.function(self, event)
+                else:
+                    refuse_awaitable(callback, callback.function(self, event))
                 if self._taken % TAKEN_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
-            if self._phase > Phase.ANSWERING:
+            if self._phase > _ANSWERING:
                 return
             if self._prepare_to_park():
                 self._idle = True
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
+                if self._interrupt is not None:
+                    raise self._interrupt
 
     def _take(self, inbox: deque[str | bytes | Ping | Pong]) -> str | bytes | Ping | Pong:
         event = inbox.popleft()
         self._taken += 1
         if inbox:
-            size = len(event) if isinstance(event, (str, bytes)) else len(event.payload)
-            self._inbox_size -= size + _OVERHEAD
+            self._inbox_size -= _OVERHEAD + (len(event) if isinstance(event, (str, bytes)) else len(event.payload))
         else:
             self._inbox_size = 0
         if self._transport.paused and self._inbox_size <= self._options.read_ahead // 2:
@@ -289,11 +309,12 @@ class Receiving(Sending):
         `False` when there is no need to park, because this very call has changed the phase.
         """
         self._transport.flush()
-        if self._phase is Phase.ANSWERING:
-            self._conclude()
-            return False
-        if self._phase is Phase.CLOSED:
-            return False
+        if self._phase is not _OPEN:
+            if self._phase is _ANSWERING:
+                self._conclude()
+                return False
+            if self._phase is Phase.CLOSED:
+                return False
         self._waiter = trio.lowlevel.current_task()
         return True
 
@@ -311,13 +332,15 @@ class Receiving(Sending):
 
     def _wake_all(self) -> None:
         super()._wake_all()
-        if self._phase is Phase.CLOSING:
-            # What comes in after our Close is not delivered (RFC 6455 section 1.4); the peer's Close is still read.
-            self._inbox = None
-            self._inbox_size = 0
-            if self._transport.paused:
-                self._resume()
+        if self._phase is Phase.CLOSING and self._transport.paused:
+            self._resume()  # the peer's Close is still read
         self._wake()
+
+    def _begin_local_close(self, code: int | None, reason: str = "") -> None:
+        # What was not taken before our Close is not delivered any more, nor is what comes (RFC 6455 section 1.4).
+        self._inbox = None
+        self._inbox_size = 0
+        super()._begin_local_close(code, reason)
 
 
 async def call(callback: Callback, *arguments: object) -> Any:

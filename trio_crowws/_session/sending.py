@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Offered", "Sending"]
 
+_ANSWERING = Phase.ANSWERING  # looked up for every message
+
 
 class Offered(Enum):
     """What became of a frame that was offered without waiting."""
@@ -83,11 +85,12 @@ class Sending(Ending):
         """
         frame = encode_message(data)
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._phase > Phase.ANSWERING:
+        if self._phase > _ANSWERING:
             raise self._closed_error()
-        if self._transport.buffered > self._high_water or self._senders:
+        transport = self._transport
+        if transport.buffered > self._high_water or self._senders:
             await self._wait_for_room()
-        self._transport.write(frame)
+        transport.write(frame)
         self.messages_sent += 1
 
     def send_nowait(self, data: str | bytes | bytearray | memoryview) -> bool:
@@ -102,7 +105,7 @@ class Sending(Ending):
           ConnectionClosed: the connection is closing or closed.
         """
         frame = encode_message(data)
-        if self._phase > Phase.ANSWERING:
+        if self._phase > _ANSWERING:
             raise self._closed_error()
         return self._offer(frame, None) is Offered.SENT
 
@@ -141,7 +144,7 @@ class Sending(Ending):
 
     def _offer(self, frame: bytes, room: str | None) -> Offered:
         """Queue `frame`, which came through `room` or was sent directly, or do what `on_slow` says. Never waits."""
-        if self._phase > Phase.ANSWERING:
+        if self._phase > _ANSWERING:
             return Offered.CLOSED
         transport = self._transport
         if self._latest is not None and room in self._latest:

@@ -60,6 +60,7 @@ class Transport(ABC):
       buffered: bytes collected and not yet taken by the operating system.
       blocked: whether the operating system took less than was offered.
       bytes_sent: bytes that the operating system has taken so far.
+      paused: whether reading is stopped.
       corked: set while `receiver.feed` runs; `write` then leaves the flushing to the feeder.
       more: set by a receiver that stopped before it had worked through what it was fed.
     """
@@ -67,7 +68,6 @@ class Transport(ABC):
     __slots__ = (
         "_closing",
         "_out",
-        "_paused",
         "_timer",
         "_timers",
         "_turns",
@@ -79,6 +79,7 @@ class Transport(ABC):
         "corked",
         "local_address",
         "more",
+        "paused",
         "receiver",
         "remote_address",
         "secure",
@@ -96,7 +97,7 @@ class Transport(ABC):
         self.corked = False
         self.more = False
         self._out: list[bytes | memoryview] = []
-        self._paused = False
+        self.paused = False
         self._closing: bool | None = None
         self._turns = turns
         self._timers = timers
@@ -109,7 +110,7 @@ class Transport(ABC):
             return
         self._out.append(data)
         self.buffered += len(data)
-        if not self.corked:
+        if not self.corked and not self._waits_for_turn:
             self.ask_for_turn()
 
     def ask_for_turn(self) -> None:
@@ -130,16 +131,11 @@ class Transport(ABC):
 
     def pause(self) -> None:
         """Stop reading. What the peer sends stays in the kernel, and the peer notices."""
-        self._paused = True
+        self.paused = True
 
     def resume(self) -> None:
         """Read on."""
-        self._paused = False
-
-    @property
-    def paused(self) -> bool:
-        """Whether reading is stopped."""
-        return self._paused
+        self.paused = False
 
     def close(self, deadline: float, *, linger: bool) -> None:
         """Send what was collected, then close. The receiver hears nothing more, and `write` does nothing.
@@ -152,7 +148,7 @@ class Transport(ABC):
         if self.closed or self._closing is not None:
             return
         self._detach()
-        self._paused = False
+        self.paused = False
         self._closing = linger
         self._timer = Timer(self._timers, self._linger_ended)
         self._timer.arm(deadline)

@@ -65,7 +65,7 @@ class SocketTransport(Transport):
 
     def on_readable(self, ending: bool) -> None:
         """The socket has become readable; `ending` says that the peer has also ended its direction."""
-        if self._paused or self._readable or self.more:
+        if self.paused or self._readable or self.more:
             self._readable = True  # read at the next turn, or when reading goes on
         else:
             self._read(ending)
@@ -79,11 +79,11 @@ class SocketTransport(Transport):
 
     def turn(self) -> None:
         super().turn()
-        if self._paused or self.closed:
+        if self.paused or self.closed:
             return
         if self.more:
             self.more = False
-            if not self._feed(b"") or self.more or self._paused:
+            if not self._feed(b"") or self.more or self.paused:
                 return
         if self._readable:
             self._readable = False
@@ -112,7 +112,7 @@ class SocketTransport(Transport):
                 return
             if not self._feed(data):
                 return
-            if self._paused or self.more:
+            if self.paused or self.more:
                 self._readable = True
                 return
             if len(data) < READ_SIZE and not ending:

@@ -70,7 +70,7 @@ class StreamTransport(Transport):
 
     async def _read_pump(self) -> None:
         while not self.closed:
-            if self._paused:
+            if self.paused:
                 self._resumed = trio.Event()
                 await self._resumed.wait()
                 continue
@@ -146,6 +146,7 @@ class StreamTransport(Transport):
                     await stream.send_eof()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     self._release()
+                self._resumed.set()  # reading may have been paused when the end began
                 return
         await self._stream.aclose()
         self._release()

@@ -153,11 +153,11 @@ class TLSTransport(Transport):
 
     def turn(self) -> None:
         super().turn()
-        if self.closed or self._paused:
+        if self.closed or self.paused:
             return
         if self.more:
             self.more = False
-            if not self._feed(b"") or self.more or self._paused:
+            if not self._feed(b"") or self.more or self.paused:
                 return
         self._lower.resume()
 
