@@ -15,10 +15,9 @@ const clock = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-d
 let me = "";
 let room = "";
 let connection = null;
-let last = null; // id of the newest message that we have
+let last = null; // id of the newest message that we have; the server goes on after it
 let typingSent = -Infinity;
 let atEnd = true; // the newest message is in sight
-const shown = new Set(); // ids
 const unsent = new Map(); // ref -> {text, element}: said by us, not yet come back from the server
 const people = new Set();
 const missing = new Set(); // were here before the connection was lost; not news when they are back
@@ -97,7 +96,7 @@ function leave(problem) {
 
 function forgetRoom() {
   last = null;
-  for (const things of [shown, unsent, people, missing]) things.clear();
+  for (const things of [unsent, people, missing]) things.clear();
   for (const name of [...typists.keys()]) stopTyping(name);
   $("posts").replaceChildren();
   showPeople();
@@ -220,9 +219,8 @@ function avatar(name) {
   return made;
 }
 
-function makePost({ id, user, text, at }) {
+function makePost({ user, text, at }) {
   const item = element("li", "post");
-  item.dataset.id = id ?? "";
   item.dataset.user = user;
   item.dataset.at = at;
   item.classList.toggle("own", user === me);
@@ -242,10 +240,8 @@ function makePost({ id, user, text, at }) {
 
 function showPost(post) {
   last = post.id;
-  if (shown.has(post.id)) return;
   const ours = post.user === me ? unsent.get(post.ref) : undefined;
   const item = makePost(post);
-  shown.add(post.id);
   if (ours) {
     unsent.delete(post.ref);
     ours.element.remove();
@@ -260,15 +256,9 @@ function append(item, follow = false) {
   else $("posts").prepend(item);
   group(item);
   if (item.nextElementSibling) group(item.nextElementSibling);
-  if ($("posts").childElementCount > SHOWN) takeOutOldest();
+  if ($("posts").childElementCount > SHOWN) $("posts").firstElementChild.remove();
   if (follow || atEnd) scrollDown();
   else $("newer").hidden = false;
-}
-
-function takeOutOldest() {
-  const oldest = $("posts").firstElementChild;
-  shown.delete(oldest.dataset.id);
-  oldest.remove();
 }
 
 /** What came from the server stands above what still has to get there. */

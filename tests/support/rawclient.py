@@ -184,12 +184,11 @@ def only(values: list[str]) -> str:
 
 @asynccontextmanager
 async def serving(app: App, host: str | None = "127.0.0.1", port: int = 0, **how: Any) -> AsyncGenerator[Server]:
-    """Serve `app` for the length of the block; the server must still be up at its end, and then go down by itself."""
+    """Serve `app` for the length of the block, at whose end the server must go down in an orderly way."""
     with unwrapped():
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(app.serve, host, port, **how))
             yield server
-            assert not server.closing
             await server.aclose()
 
 
