@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast
 
 if TYPE_CHECKING:
     from ._protocol.request import Request
@@ -26,26 +26,26 @@ SlowPolicy = Literal["close", "drop", "latest"]
 
 class _Check(NamedTuple):
     allowed: str
-    accepts: Callable[[Any], bool]
+    accepts: Callable[[object], bool]
     wanted: tuple[Any, ...]
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     # NaN compares false with everything, so it is refused here as well.
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _int(minimum: int, *, optional: bool = False) -> _Check:
     allowed = f"an int of at least {minimum}" + (", or None" if optional else "")
-    return _Check(
-        allowed,
-        lambda value: (optional and value is None) or (_is_int(value) and value >= minimum),
-        (int, type(None)) if optional else (int,),
-    )
+
+    def accepts(value: object) -> bool:
+        return optional if value is None else _is_int(value) and value >= minimum
+
+    return _Check(allowed, accepts, (int, type(None)) if optional else (int,))
 
 
 def _seconds(*, optional: bool = False, zero: bool = False) -> _Check:
@@ -55,15 +55,23 @@ def _seconds(*, optional: bool = False, zero: bool = False) -> _Check:
     def accepts(value: object) -> bool:
         if value is None:
             return optional
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            return False
-        return value >= 0 if zero else value > 0
+        return _is_number(value) and (value >= 0 if zero else value > 0)
 
     return _Check(allowed, accepts, (int, float, type(None)) if optional else (int, float))
 
 
-def _one_of(*values: object) -> _Check:
-    return _Check("one of " + ", ".join(repr(value) for value in values), lambda value: value in values, (str,))
+def _one_of(*values: str) -> _Check:
+    def accepts(value: object) -> bool:
+        return value in values
+
+    return _Check("one of " + ", ".join(map(repr, values)), accepts, (str,))
+
+
+def _items(value: object) -> Sequence[object] | None:
+    """What a sequence holds; a text counts as a single value, not as a sequence of characters."""
+    return (
+        cast("Sequence[object]", value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
+    )
 
 
 def _is_token(name: object) -> bool:
@@ -77,9 +85,8 @@ _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHI
 def _accepts_subprotocols(value: object) -> bool:
     if value == "first":
         return True
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        return False
-    return all(_is_token(name) for name in value) and len(set(value)) == len(value)
+    names = _items(value)
+    return names is not None and all(map(_is_token, names)) and len(set(names)) == len(names)
 
 
 def _accepts_origins(value: object) -> bool:
@@ -88,7 +95,8 @@ def _accepts_origins(value: object) -> bool:
     if callable(value):
         # A coroutine is true, whatever it would return.
         return not any(map(inspect.iscoroutinefunction, (value, getattr(value, "__call__", None))))  # noqa: B004
-    return isinstance(value, Sequence) and len(value) > 0 and all(_is_origin(item) for item in value)
+    origins = _items(value)
+    return origins is not None and len(origins) > 0 and all(map(_is_origin, origins))
 
 
 _ORIGIN = re.compile(
@@ -103,18 +111,26 @@ def _is_origin(item: object) -> bool:
     return _ORIGIN.fullmatch(item) is not None
 
 
-_BOOL = _Check("True or False", lambda value: isinstance(value, bool), (bool,))
+def _accepts_rate(value: object) -> bool:
+    if not isinstance(value, tuple):
+        return value is None
+    rate = cast("tuple[object, ...]", value)
+    return len(rate) == 2 and all(_is_number(item) and item >= 1 for item in rate)
+
+
+def _accepts_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_BOOL = _Check("True or False", _accepts_bool, (bool,))
 
 _CHECKS: Mapping[str, _Check] = {
     "max_payload": _int(1, optional=True),
     "max_fragments": _int(1, optional=True),
     "control_rate": _Check(
         "a pair (per second, burst) of numbers of at least 1, or None",
-        lambda value: (
-            value is None
-            or (isinstance(value, tuple) and len(value) == 2 and all(_is_number(item) and item >= 1 for item in value))
-        ),
-        (tuple, type(None)),
+        _accepts_rate,
+        (Sequence, type(None)),
     ),
     "allow_unmasked": _BOOL,
     "origins": _Check(
@@ -209,10 +225,15 @@ class Options:
             if not check.accepts(value):
                 kind = ValueError if isinstance(value, check.wanted) and not isinstance(value, bool) else TypeError
                 raise kind(f"option {name}={value!r} is not allowed; it must be {check.allowed}")
-        for name in ("origins", "subprotocols"):  # a list that the caller changes later must not change the options
+        for name in (
+            "control_rate",
+            "origins",
+            "subprotocols",
+        ):  # a list that the caller changes later must not change the options
             value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
+            items = _items(value)
+            if items is not None:
+                object.__setattr__(self, name, tuple(items))
 
     @property
     def read_ahead(self) -> int:

@@ -28,6 +28,7 @@ from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.tasks import unwrap
 from ._transport.engine import Engine
+from ._transport.stream import as_tls
 
 if TYPE_CHECKING:
     from ._route import Route
@@ -63,8 +64,11 @@ class Server:
         self._finished = trio.Event()
 
     def __repr__(self) -> str:
-        where = ", ".join(a if isinstance(a, str) else format_address(a) for a in self._addresses)
-        return f"<Server on {where or 'a stream'} with {len(self._admission.connections)} connections>"
+        return f"<Server on {self._where()} with {len(self._admission.connections)} connections>"
+
+    def _where(self) -> str:
+        names = (name if isinstance(name, str) else format_address(name) for name in self._addresses)
+        return ", ".join(names) or "a stream"
 
     # What is known about it
 
@@ -197,7 +201,7 @@ class Server:
             assert self._admission.nursery is not None
             self._admission.nursery.start_soon(self._accept, listening, others)
             task_status.started(self)
-            logger.info("%r is listening%s", self, " with TLS" if self._ssl_context else "")
+            logger.info("listening on %s%s", self._where(), " with TLS" if self._ssl_context else "")
             await self._asked.wait()
 
         try:
@@ -299,15 +303,14 @@ class Server:
 
 
 def _address_of(listener: trio.abc.Listener[Any]) -> tuple[str, int] | str | None:
-    if isinstance(listener, trio.SSLListener) and isinstance(listener.transport_listener, trio.SocketListener):
-        return _plain(listener.transport_listener.socket.getsockname())
-    return None
+    below = getattr(listener, "transport_listener", None)  # TLS over something
+    return _plain(below.socket.getsockname()) if isinstance(below, trio.SocketListener) else None
 
 
 def _addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
     """The local and the remote address of a stream, where there is a socket below it."""
-    while isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
+    while (tls := as_tls(stream)) is not None:
+        stream = tls.transport_stream
     if not isinstance(stream, trio.SocketStream):
         return None, None
     try:
@@ -316,5 +319,6 @@ def _addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
         return None, None
 
 
-def _plain(name: Any) -> Address:
-    return name[:2] if isinstance(name, tuple) else name
+def _plain(name: tuple[Any, ...] | str) -> Address:
+    """What a socket is called, without the fields that only IPv6 has."""
+    return name if isinstance(name, str) else (name[0], name[1])

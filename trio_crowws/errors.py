@@ -43,10 +43,10 @@ __all__ = [
 
 
 class CrowWSError(Exception):
-    """Base of every exception of this package."""
+    """Base of every exception of this package.
 
-    code: int | None = None
-    """The close code that describes an end caused by this error, or `None` where the error ends no connection."""
+    Those that describe the end of a connection have an attribute `code`, the close code that belongs to it.
+    """
 
 
 class HandshakeError(CrowWSError):

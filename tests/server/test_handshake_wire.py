@@ -1,7 +1,7 @@
 """The opening handshake on the wire: raw bytes over a real TCP connection, and exactly one right answer for each.
 
-Whatever a peer sends, the answer is complete, says that the connection is closed after it, and is followed by the end of
-the stream; and the next peer is served.
+Whatever a peer sends, the answer is complete, says that the connection is closed after it, and is followed by the end
+of the stream; and the next peer is served.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("request_bytes", "status"), REFUSED.values(), ids=REFUSED)
 async def test_a_wrong_request_gets_its_status(request_bytes: bytes, status: int) -> None:
-    """A wrong request gets one complete answer with the right status and the end of the stream; the next one is served."""
+    """A wrong request gets its status in one complete answer and the end of the stream; the next one is served."""
     async with serving(echo_app()) as server:
         async with open_raw(server) as client:
             await client.send(request_bytes)
@@ -297,7 +297,7 @@ async def test_frames_between_request_and_acceptance() -> None:
 
 
 async def test_a_large_flood_before_acceptance_is_not_read() -> None:
-    """While the application decides the server does not read on, so an impatient peer fills the kernel's buffers only."""
+    """While the application decides the server does not read, so an impatient peer fills the kernel's buffers only."""
     asked = trio.Event()
     app = App(handshake_timeout=0.5)
     route = app.websocket("/echo").onmessage(lambda conn, message: None)
@@ -404,30 +404,29 @@ async def test_silence_times_out() -> None:
 async def test_a_tls_handshake_that_never_comes_times_out(tls: TLS) -> None:
     """On a TLS port the handshake of TLS counts too: a peer that never begins it is dropped at the deadline."""
     app = echo_app(handshake_timeout=0.2)
-    async with serving(app, ssl_context=tls.server) as server:
-        async with open_raw(server) as client:
-            with trio.fail_after(2):
-                assert await _end_of(client) == b""
+    async with serving(app, ssl_context=tls.server) as server, open_raw(server) as client:
+        with trio.fail_after(2):
+            assert await _end_of(client) == b""
 
 
 async def test_a_tls_handshake_that_drips_times_out(tls: TLS) -> None:
     """A TLS handshake that begins and never ends is dropped at the deadline too."""
-    async with serving(echo_app(handshake_timeout=0.2), ssl_context=tls.server) as server:
-        async with open_raw(server) as client:
-            await client.send(bytes.fromhex("16030100c4010000c0"))
-            with trio.fail_after(2):
-                assert await _end_of(client) == b""
+    app = echo_app(handshake_timeout=0.2)
+    async with serving(app, ssl_context=tls.server) as server, open_raw(server) as client:
+        await client.send(bytes.fromhex("16030100c4010000c0"))
+        with trio.fail_after(2):
+            assert await _end_of(client) == b""
 
 
 async def test_silence_behind_the_tls_handshake_times_out(tls: TLS) -> None:
     """The deadline covers TLS and request together."""
-    async with serving(echo_app(handshake_timeout=0.3), ssl_context=tls.server) as server:
-        async with open_raw(server) as plain_client:
-            stream = trio.SSLStream(plain_client.stream, tls.client, server_hostname="localhost", https_compatible=True)
-            client = RawClient(stream)
-            with trio.fail_after(2):
-                await stream.do_handshake()
-                assert (await client.refused()).status == 408
+    app = echo_app(handshake_timeout=0.3)
+    async with serving(app, ssl_context=tls.server) as server, open_raw(server) as below:
+        stream = trio.SSLStream(below.stream, tls.client, server_hostname="localhost", https_compatible=True)
+        client = RawClient(stream)
+        with trio.fail_after(2):
+            await stream.do_handshake()
+            assert (await client.refused()).status == 408
 
 
 async def test_plain_http_on_a_tls_port_is_dropped(tls: TLS, caplog: pytest.LogCaptureFixture) -> None:

@@ -101,13 +101,13 @@ class Ending:
         "_phase",
         "_ping_sent_at",
         "_pings",
+        "_progress_at",
         "_reader",
         "_received",
         "_resumed_at",
         "_scope",
         "_sent",
         "_stall_deadline",
-        "_stall_mark",
         "_taken",
         "_terminal",
         "_timer",
@@ -145,8 +145,8 @@ class Ending:
         self._close_info: CloseInfo | None = None
         self._closed: trio.Event | None = None
 
-        self._taken = 0
-        self._answer_mark = 0
+        self._taken: int = 0
+        self._answer_mark: int = 0
         self._answer_limit = math.inf
         self._answer_due = math.inf
         self._close_deadline = math.inf
@@ -158,7 +158,7 @@ class Ending:
         self._ping_sent_at: float | None = None
         self._pings: dict[bytes, PingSent] | None = None
         self._latency: float | None = None
-        self._stall_mark = 0
+        self._progress_at = now
         self._stall_deadline = math.inf
         if options.ping_interval is not None:
             self._timer.arm(now + options.ping_interval)
@@ -248,7 +248,7 @@ class Ending:
             code = 1005 if self._received.code is None else self._received.code
             reason = self._received.reason
         elif self._error is not None and self._sent is not None:
-            known = self._error.code if isinstance(self._error, CrowWSError) else None
+            known = getattr(self._error, "code", None) if isinstance(self._error, CrowWSError) else None
             code = 1011 if known is None else known
             reason = self._sent.reason if self._sent.code == code else ""
         elif self._sent is not None and self._phase is not Phase.CLOSED:
@@ -315,15 +315,19 @@ class Ending:
         """The transport is gone."""
         reason = ConnectionLost(f"the transport broke: {error}" if error else "the transport was closed")
         reason.__cause__ = error
-        self._record(reason, "remote")
-        self._apply(Event.LOST)
+        if self._received is None:
+            self._record(reason, "remote")
+            self._apply(Event.LOST)
+        else:
+            # The peer has said goodbye and left: a browser whose tab is closed does not wait for the answer.
+            self._apply(Event.FLUSHED if self._phase is Phase.ENDING else Event.LOST)
 
     def stalled(self) -> None:
         """The peer does not read; from here on its progress is watched."""
+        self._progress_at = self._timers.tick()
         timeout = self._options.send_timeout
         if timeout is not None and self._stall_deadline == math.inf:
-            self._stall_mark = self._transport.bytes_sent
-            self._stall_deadline = self._timers.tick() + timeout
+            self._stall_deadline = self._progress_at + timeout
             self._timer.arm(self._stall_deadline)
 
     # What the clock brings
@@ -369,13 +373,11 @@ class Ending:
             return math.inf
         if not self._transport.blocked:
             self._stall_deadline = math.inf
-        elif now >= self._stall_deadline:
-            if self._transport.bytes_sent == self._stall_mark:
-                self._record(SlowConsumer(f"the peer took nothing for {timeout} s"), "local")
-                self._apply(Event.LOST)
-                return math.inf
-            self._stall_mark = self._transport.bytes_sent
-            self._stall_deadline = now + timeout
+            return math.inf
+        self._stall_deadline = self._progress_at + timeout
+        if now >= self._stall_deadline:
+            self._record(SlowConsumer(f"the peer took nothing for {timeout} s"), "local")
+            self._apply(Event.LOST)
         return self._stall_deadline
 
     def _watch_heartbeat(self, now: float) -> float:

@@ -290,6 +290,7 @@ class Receiving(Sending):
             self._inbox_size -= _OVERHEAD + (len(event) if isinstance(event, (str, bytes)) else len(event.payload))
         else:
             self._inbox_size = 0
+            self._transport.eager = True
         if self._transport.paused and self._inbox_size <= self._options.read_ahead // 2:
             self._resume()
         return event

@@ -24,6 +24,7 @@ from ..errors import SlowConsumer
 from .ending import Ending
 
 if TYPE_CHECKING:
+    from .._closeinfo import CloseFrame
     from .._options import Options
     from .._protocol.framing import FrameReader
     from .._protocol.request import Request
@@ -51,7 +52,16 @@ class Sending(Ending):
       dropped: messages that `on_slow` has dropped so far.
     """
 
-    __slots__ = ("_high_water", "_latest", "_pong", "_senders", "dropped", "messages_sent")
+    __slots__ = (
+        "_high_water",
+        "_latest",
+        "_line",
+        "_pong",
+        "_progress",
+        "_waiting",
+        "dropped",
+        "messages_sent",
+    )
 
     def __init__(
         self,
@@ -64,7 +74,9 @@ class Sending(Ending):
     ) -> None:
         super().__init__(connection_id, request, options, transport, timers, reader)
         self._high_water = min(options.send_high_water, options.send_limit)
-        self._senders: trio.lowlevel.ParkingLot | None = None
+        self._progress: trio.lowlevel.ParkingLot | None = None
+        self._line: trio.StrictFIFOLock | None = None
+        self._waiting = 0
         self._pong: bytes | None = None
         self._latest: dict[str | None, bytes] | None = None
         self.messages_sent = 0
@@ -88,7 +100,7 @@ class Sending(Ending):
         if self._phase > _ANSWERING:
             raise self._closed_error()
         transport = self._transport
-        if transport.buffered > self._high_water or self._senders:
+        if transport.buffered > self._high_water or self._waiting:
             await self._wait_for_room()
         transport.write(frame)
         self.messages_sent += 1
@@ -116,31 +128,40 @@ class Sending(Ending):
 
     async def wait_flushed(self) -> None:
         """Wait until nothing is queued, or the connection is closing. Cancellation stops the waiting only."""
-        while self._transport.buffered and self._phase <= Phase.ANSWERING:
-            if self._senders is None:
-                self._senders = trio.lowlevel.ParkingLot()
-            await self._senders.park()
+        await self._wait_for_queue(0)
+
+    async def _wait_for_queue(self, size: int) -> None:
+        """Wait until at most `size` bytes are queued, or the connection is closing."""
+        transport = self._transport
+        while transport.buffered > size and self._phase <= Phase.ANSWERING:
+            # Only what does not leave at once will be reported when it has left.
+            transport.flush()
+            if transport.buffered > size and self._phase <= Phase.ANSWERING:
+                await self._wait_for_progress()
+
+    async def _wait_for_progress(self) -> None:
+        if self._progress is None:
+            self._progress = trio.lowlevel.ParkingLot()
+        await self._progress.park()
 
     async def _wait_for_room(self) -> None:
-        """Wait until little is queued; the tasks that wait are served in their order."""
-        transport = self._transport
-        transport.flush()
-        if not self._senders and transport.buffered <= self._high_water:
-            # The peer is fast. Yield all the same, or a loop of sends to it would never let anybody else run.
-            await trio.lowlevel.checkpoint()
-        else:
-            if self._senders is None:
-                self._senders = trio.lowlevel.ParkingLot()
-            await self._senders.park()
-            while transport.buffered > self._high_water and self._phase <= Phase.ANSWERING:
-                await self._senders.park()
-            self._let_senders_in()
+        """Wait until little is queued.
+
+        The tasks that wait stand in a line, of which only the first one looks at the queue. It leaves the line in the
+        step in which it writes, so nobody overtakes it in between.
+        """
+        self._transport.flush()
+        if self._line is None:
+            self._line = trio.StrictFIFOLock()
+        self._waiting += 1
+        try:
+            # Even with a fast peer and an empty line this yields, or a loop of sends would never let anybody else run.
+            async with self._line:
+                await self._wait_for_queue(self._high_water)
+        finally:
+            self._waiting -= 1
         if self._phase > Phase.ANSWERING:
             raise self._closed_error()
-
-    def _let_senders_in(self) -> None:
-        if self._senders and self._transport.buffered <= self._high_water:
-            self._senders.unpark()
 
     def _offer(self, frame: bytes, room: str | None) -> Offered:
         """Queue `frame`, which came through `room` or was sent directly, or do what `on_slow` says. Never waits."""
@@ -195,6 +216,7 @@ class Sending(Ending):
 
     def drained(self) -> None:
         """Some of what was queued has left: let in what waits."""
+        self._progress_at = self._timers.now
         if self._phase > Phase.ANSWERING:
             self._check_flushed()
             return
@@ -206,12 +228,19 @@ class Sending(Ending):
             self._transport.write(self._latest.pop(room))
         if not self._latest:
             self._latest = None
-        if self._transport.buffered <= self._high_water and self._senders:
-            self._senders.unpark()
+        if self._progress is not None:
+            self._progress.unpark_all()
+
+    def _send_close(self, frame: CloseFrame) -> None:
+        # What "latest" keeps was sent before the Close, so it stands before the Close frame.
+        for kept in (self._latest or {}).values():
+            self._transport.write(kept)
+        self._latest = None
+        super()._send_close(frame)
 
     def _wake_all(self) -> None:
         super()._wake_all()
         self._latest = None
         self._pong = None
-        if self._senders:
-            self._senders.unpark_all()
+        if self._progress is not None:
+            self._progress.unpark_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
@@ -30,7 +30,8 @@ def sort_out(connection_id: str, error: BaseException) -> tuple[Exception | None
     own: BaseException | None
     rest: BaseException | None
     if isinstance(error, BaseExceptionGroup):
-        own, rest = error.split(Exception)
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        own, rest = group.split(Exception)
         if own is not None:
             own = own.split(is_normal_end)[1]
     else:
@@ -44,9 +45,11 @@ def sort_out(connection_id: str, error: BaseException) -> tuple[Exception | None
 
 def unwrap(error: BaseException) -> BaseException:
     """What a group of one holds: that there was a nursery is no business of whoever sees the exception."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    first, *others = group.exceptions
+    return group if others else unwrap(first)
 
 
 def log_failure(conn: Ending, where: str, error: Exception) -> None:

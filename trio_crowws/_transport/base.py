@@ -5,6 +5,8 @@ A transport has one way up and one way down, and both are plain calls that never
 the writer gives up control, so that ten answers to ten requests are one system call. Three things flush:
 
 * whoever feeds, after `feed` has returned (the transport is *corked* meanwhile);
+* the first write of a handler that has taken the last message of a batch (*eager*): most handlers answer with one
+  message, and then there is nothing to wait for;
 * the connection's task, before it parks to wait for the next message;
 * the `TurnQueue`, one scheduler pass later, for everything else.
 
@@ -62,6 +64,7 @@ class Transport(ABC):
       bytes_sent: bytes that the operating system has taken so far.
       paused: whether reading is stopped.
       corked: set while `receiver.feed` runs; `write` then leaves the flushing to the feeder.
+      eager: set when a handler takes the last message of a batch; the next `write` then leaves at once.
       more: set by a receiver that stopped before it had worked through what it was fed.
     """
 
@@ -77,6 +80,7 @@ class Transport(ABC):
         "bytes_sent",
         "closed",
         "corked",
+        "eager",
         "local_address",
         "more",
         "paused",
@@ -90,11 +94,12 @@ class Transport(ABC):
         self.local_address = local_address
         self.remote_address = remote_address
         self.secure = False
-        self.buffered = 0
-        self.bytes_sent = 0
+        self.buffered: int = 0
+        self.bytes_sent: int = 0
         self.blocked = False
         self.closed = False
         self.corked = False
+        self.eager = False
         self.more = False
         self._out: list[bytes | memoryview] = []
         self.paused = False
@@ -110,7 +115,12 @@ class Transport(ABC):
             return
         self._out.append(data)
         self.buffered += len(data)
-        if not self.corked and not self._waits_for_turn:
+        if self.corked:
+            return
+        if self.eager:
+            self.eager = False
+            self.flush()
+        elif not self._waits_for_turn:
             self.ask_for_turn()
 
     def ask_for_turn(self) -> None:

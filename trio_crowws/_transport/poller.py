@@ -225,15 +225,13 @@ class Poller:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 for _ in range(EXTRA_POLLS):
-                    if not self._poll():
+                    if self._poll() < 2:  # little to do: the tasks that were woken come first
                         break
         finally:
             self._epoll.close()
 
-    def _poll(self) -> bool:
+    def _poll(self) -> int:
         events = self._epoll.poll(0, EVENTS_PER_POLL)
-        if not events:
-            return False
         self._timers.tick()
         by_fd = self._by_fd
         for fd, mask in events:
@@ -244,4 +242,4 @@ class Poller:
                 transport.on_writable()
             if mask & _READABLE and not transport.closed:
                 transport.on_readable(mask & _ENDING != 0)
-        return True
+        return len(events)

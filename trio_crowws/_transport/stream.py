@@ -8,13 +8,14 @@ close, by cancellation after `abort` or at the deadline of `close`.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import trio
 
 from .base import READ_SIZE, Address, Transport, TurnQueue
 from .timers import Timers
 
-__all__ = ["StreamTransport"]
+__all__ = ["StreamTransport", "as_tls"]
 
 _PIECE = 64 * 1024
 
@@ -22,7 +23,7 @@ _PIECE = 64 * 1024
 class StreamTransport(Transport):
     """One stream, with the tasks that pump its bytes."""
 
-    __slots__ = ("_handshake_deadline", "_idle_writer", "_resumed", "_scope", "_stream")
+    __slots__ = ("_handshake_deadline", "_idle_writer", "_resumed", "_scope", "_stream", "_tls")
 
     def __init__(
         self,
@@ -40,7 +41,8 @@ class StreamTransport(Transport):
         self._scope = trio.CancelScope()
         self._resumed = trio.Event()
         self._idle_writer: trio.lowlevel.Task | None = None
-        self.secure = isinstance(stream, trio.SSLStream)
+        self._tls = as_tls(stream)
+        self.secure = self._tls is not None
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -56,11 +58,11 @@ class StreamTransport(Transport):
             await trio.aclose_forcefully(self._stream)
 
     async def _tls_handshake(self) -> bool:
-        if not isinstance(self._stream, trio.SSLStream):
+        if self._tls is None:
             return True
         with trio.CancelScope(deadline=self._handshake_deadline) as scope:
             try:
-                await self._stream.do_handshake()
+                await self._tls.do_handshake()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._fail(error)
                 return False
@@ -121,7 +123,6 @@ class StreamTransport(Transport):
                 self._fail(error)
                 return
             self.blocked = False
-            self.receiver.drained()
 
     async def _send_pieces(self, data: memoryview) -> None:
         """Send `data` piece by piece, so that progress shows while a slow peer takes a large message."""
@@ -131,6 +132,7 @@ class StreamTransport(Transport):
             self._timers.tick()
             self.bytes_sent += len(piece)
             self.buffered -= len(piece)
+            self.receiver.drained()
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
         self._idle_writer = None
@@ -140,7 +142,7 @@ class StreamTransport(Transport):
         """Everything is sent. A stream that can end one direction lingers in the reading pump; others just close."""
         if self._closing:
             # Below TLS there is a stream that can do what TLS as Trio offers it cannot.
-            stream = self._stream.transport_stream if isinstance(self._stream, trio.SSLStream) else self._stream
+            stream = self._stream if self._tls is None else self._tls.transport_stream
             if isinstance(stream, trio.abc.HalfCloseableStream):
                 try:
                     await stream.send_eof()
@@ -176,3 +178,8 @@ class StreamTransport(Transport):
     def _release(self) -> None:
         self._forget()
         self._scope.cancel()
+
+
+def as_tls(stream: trio.abc.Stream) -> trio.SSLStream[trio.abc.Stream] | None:
+    """`stream` if it is one over TLS."""
+    return cast("trio.SSLStream[trio.abc.Stream]", stream) if isinstance(stream, trio.SSLStream) else None
