@@ -14,7 +14,7 @@ KEY = b"\x37\xfa\x21\x3d"
 NOISE = bytes((index * index + 7 * index) % 251 for index in range(70_000))
 
 # Around every size at which another way is taken, or a way has a boundary of its own.
-SIZES = [*range(140), *range(1018, 1032), 4095, 4096, 4097, 65_535, 65_536, 65_537, 70_000]
+SIZES = [*range(140), *range(1018, 1032), 4095, 4096, 4097, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 70_000]
 
 
 def by_definition(data: bytes, key: bytes, offset: int = 0) -> bytes:
@@ -40,9 +40,9 @@ def test_every_offset(size: int, offset: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_translate_agrees(size: int) -> None:
+def test_pieces_agree(size: int) -> None:
     """The way for large payloads gives the same bytes at every size."""
-    assert masking.by_translate(NOISE[:size], KEY) == by_definition(NOISE[:size], KEY)
+    assert masking.by_pieces(NOISE[:size], KEY) == by_definition(NOISE[:size], KEY)
 
 
 def test_numpy_agrees() -> None:

@@ -26,7 +26,7 @@ import trio
 
 from .._closeinfo import CloseFrame, CloseInfo, check_close
 from .._protocol.closing import TRANSITIONS, Action, Event, Phase
-from .._protocol.encoding import encode_close, encode_ping
+from .._protocol.encoding import encode_close, encode_ping, encode_pong
 from .._protocol.framing import CloseReceived, Fault
 from .._transport.timers import Timer
 from ..errors import (
@@ -98,6 +98,7 @@ class Ending:
         "_last_received",
         "_latency",
         "_options",
+        "_paused_mark",
         "_phase",
         "_ping_sent_at",
         "_pings",
@@ -155,6 +156,7 @@ class Ending:
         now = timers.tick()
         self._last_received = now
         self._resumed_at = now
+        self._paused_mark = -1
         self._ping_sent_at: float | None = None
         self._pings: dict[bytes, PingSent] | None = None
         self._latency: float | None = None
@@ -384,12 +386,18 @@ class Ending:
         """Ping a silent peer, give up a dead one, and say when to look again.
 
         Everything that is received is life. While *we* do not read, the peer's pong could not be seen, so the clock
-        stands still and starts anew when reading goes on.
+        stands still and starts anew when reading goes on. A handler that takes nothing meanwhile gets a sign to the
+        peer sent in its place, which finds out about one that has gone.
         """
         interval, timeout = self._options.ping_interval, self._options.ping_timeout
         if interval is None or self._phase is not Phase.OPEN:
             return math.inf
         if self._transport.paused:
+            if self._taken == self._paused_mark and not self._transport.blocked:
+                # Nobody reads, so nobody would ever see the end of the stream. A pong that is not asked for (section
+                # 5.5.3) wants no answer, but fails where there is no peer any more.
+                self._transport.write(encode_pong(b""))
+            self._paused_mark = self._taken
             return now + interval
         if self._ping_sent_at is not None and self._last_received >= self._ping_sent_at:
             self._ping_sent_at = None
@@ -412,7 +420,9 @@ class Ending:
         if self._pings is None:
             self._pings = {}
         if len(self._pings) >= 64:  # only without ping_timeout does a silent peer let them pile up
-            del self._pings[next(iter(self._pings))]
+            forgotten = next((sent for sent, ping in self._pings.items() if ping.answered is None), None)
+            if forgotten is not None:  # one that a task waits for must stay
+                del self._pings[forgotten]
         self._pings[payload] = ping = PingSent(now)
         self._reader.credit_ping()
         self._transport.write(encode_ping(payload))

@@ -166,7 +166,8 @@ def _log_start(conn: Connection) -> None:
 
 def _log_end(conn: Connection) -> None:
     info = conn.close_info
-    assert info is not None
+    if info is None or not logger.isEnabledFor(logging.INFO):
+        return
     logger.info(
         "[%s] closed: %s %s subprotocol=%s code=%d reason=%s by=%s clean=%s cause=%s "
         "received=%d messages/%d bytes sent=%d messages/%d bytes dropped=%d",

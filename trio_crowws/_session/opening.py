@@ -38,9 +38,9 @@ class Opening:
 
     __slots__ = (
         "_admit",
-        "_head_only",
         "_on_gone",
         "_reader",
+        "_request",
         "_start",
         "_timer",
         "_timers",
@@ -63,7 +63,7 @@ class Opening:
         self._reader = reader
         self._admit = admit
         self._on_gone = on_gone
-        self._head_only = False
+        self._request: Request | None = None
         self._start = timers.tick()
         self.answered = False
         self.deadline = self._start + handshake_timeout
@@ -96,7 +96,7 @@ class Opening:
         # What the peer sends from here on waits in the kernel until the application has decided.
         self.transport.pause()
         self._timer.cancel()
-        self._head_only = request.method == "HEAD"
+        self._request = request
         self._admit(self, request)
 
     def hand_over(self) -> None:
@@ -110,7 +110,9 @@ class Opening:
         body = f"{error}\n".encode("latin-1", errors="replace")
         headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
         self._answer(error.status, headers, body)
-        logger.info("refused %s with %d: %s", self.transport.remote_address, error.status, ascii(str(error)))
+        path = "-" if self._request is None else ascii(self._request.path)
+        address = self.transport.remote_address
+        logger.info("refused %s for %s with %d: %s", address, path, error.status, ascii(str(error)))
 
     def respond(self, response: Response) -> None:
         """Answer with `response` and close."""
@@ -118,7 +120,8 @@ class Opening:
             self._answer(response.status, response.headers, response.body)
 
     def _answer(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
-        answer = http_response(status, headers, body, head_only=self._head_only)
+        head_only = self._request is not None and self._request.method == "HEAD"
+        answer = http_response(status, headers, body, head_only=head_only)
         self._finish()
         self.transport.write(answer)
         # Lingering: what the peer has sent behind its request must not destroy the answer (and is never interpreted).

@@ -257,6 +257,7 @@ class Receiving(Sending):
     @trio.lowlevel.disable_ki_protection
     async def run_callbacks(self) -> None:
         """Call the callbacks for every message, until the connection has ended and the inbox is empty."""
+        event: str | bytes | Ping | Pong | None
         while True:
             while self._inbox:
                 event = self._take(self._inbox)
@@ -277,6 +278,7 @@ class Receiving(Sending):
                     await trio.lowlevel.checkpoint()
             if self._phase > _ANSWERING:
                 return
+            event = None  # an idle connection does not keep its last message
             if self._prepare_to_park():
                 self._idle = True
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
