@@ -173,10 +173,10 @@ class Admission:
         try:
             conn = await self._accept(upgrade)
             if conn is not None:
-                deadline, early_data = upgrade.opening.deadline, upgrade.opening.early_data
                 listed = Membership(self, self._site, upgrade.route, conn)
+                life = live(conn, upgrade.opening.deadline, upgrade.opening.early_data, listed)
                 del upgrade  # what only the handshake needed is not kept for the life of the connection
-                await live(conn, deadline, early_data, listed)
+                await life
         finally:
             self._site.occupied -= 1
             self._task_ended()

@@ -43,6 +43,10 @@ class ListeningSocket:
         self._inode = Path(path).stat().st_ino if path is not None else None
         name = sock.getsockname()
         self.address: tuple[str, int] | str = name[:2] if isinstance(name, tuple) else os.fsdecode(name)
+        # One address for all connections, unless it stands for several.
+        self._local = None if name[0] in ("0.0.0.0", "::") else self.address
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
 
     def __str__(self) -> str:
         return self.address if isinstance(self.address, str) else format_address(self.address)
@@ -73,11 +77,14 @@ class ListeningSocket:
                 if error.errno in EXHAUSTED:
                     return error
                 continue  # this one peer went away before it was accepted
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                take(sock, sock.getsockname()[:2], remote[:2])
-            else:
-                take(sock, self.address, self.address)
+            try:
+                if self._path is not None:
+                    take(sock, self.address, self.address)
+                else:
+                    take(sock, self._local or sock.getsockname()[:2], remote[:2])
+            except OSError as error:  # it costs this one peer, and not the loop
+                sock.close()
+                return error
         return None
 
     def close(self) -> None:

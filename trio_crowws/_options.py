@@ -130,7 +130,7 @@ _CHECKS: Mapping[str, _Check] = {
     "control_rate": _Check(
         "a pair (per second, burst) of numbers of at least 1, or None",
         _accepts_rate,
-        (Sequence, type(None)),
+        (tuple, type(None)),
     ),
     "allow_unmasked": _BOOL,
     "origins": _Check(
@@ -197,7 +197,8 @@ class Options:
     ping_timeout: float | None = 20
     """How long to wait for a sign of life after a ping. `None`: for ever."""
     handshake_timeout: float = 10
-    """From the accepted socket to the 101: TLS, request and `on_accept` together."""
+    """From the accepted socket to the 101: TLS, request and `on_accept` together. What a route sets here counts from
+    the same moment, as soon as the request has been read and the route is known."""
     close_timeout: float = 5
     """From the first Close frame to the end of the transport."""
     callback_timeout: float = 5
@@ -225,11 +226,8 @@ class Options:
             if not check.accepts(value):
                 kind = ValueError if isinstance(value, check.wanted) and not isinstance(value, bool) else TypeError
                 raise kind(f"option {name}={value!r} is not allowed; it must be {check.allowed}")
-        for name in (
-            "control_rate",
-            "origins",
-            "subprotocols",
-        ):  # a list that the caller changes later must not change the options
+        # A list that the caller changes later must not change the options.
+        for name in ("origins", "subprotocols"):
             value = getattr(self, name)
             items = _items(value)
             if items is not None:

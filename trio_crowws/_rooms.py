@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PublishResult", "Room", "Rooms"]
 
+_SENT, _DROPPED = Offered.SENT, Offered.DROPPED  # looked up for every subscriber
+
 
 @dataclass(frozen=True, slots=True)
 class PublishResult:
@@ -48,9 +50,9 @@ def deliver(
         if conn in exclude:
             continue
         offered = conn._offer(frame, room)
-        if offered is Offered.SENT:
+        if offered is _SENT:
             sent += 1
-        elif offered is Offered.DROPPED:
+        elif offered is _DROPPED:
             dropped += 1
         else:
             closed += 1

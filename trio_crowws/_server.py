@@ -176,7 +176,12 @@ class Server:
         plain = [listener for listener in listeners if isinstance(listener, trio.SocketListener)]
         others = [listener for listener in listeners if not isinstance(listener, trio.SocketListener)]
         listening = [ListeningSocket(socket.socket(fileno=listener.socket.detach())) for listener in plain]
-        await self._serve(listening, others, task_status)
+        try:
+            await self._serve(listening, others, task_status)
+        finally:  # a server that was cancelled before it began has not taken them
+            with trio.CancelScope(shield=True):  # or the first one to be closed would be the last
+                for listener in others:
+                    await trio.aclose_forcefully(listener)
 
     async def serve_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
         """Serve one connection over `stream`."""
@@ -185,7 +190,10 @@ class Server:
             self._begin_stream(stream, local, remote)
             await self._admission.wait_quiet()
 
-        await self._run(serve)
+        try:
+            await self._run(serve)
+        finally:  # a server that was cancelled before it began has not taken it
+            await trio.aclose_forcefully(stream)
 
     async def _serve(
         self,
@@ -215,8 +223,9 @@ class Server:
         self._site.warn_about_options()
         try:
             async with trio.open_nursery() as outer:
-                await outer.start(self._engine.run)
+                outer.start_soon(self._engine.run)
                 try:
+                    await self._engine.wait_running()
                     await self._run_connections(serve)
                 finally:
                     self._stop_accepting()
@@ -293,7 +302,13 @@ class Server:
 
     def _begin_socket(self, sock: socket.socket, local: Address, remote: Address) -> None:
         opening = self._admission.new_opening()
-        opening.transport = self._engine.add_socket(sock, opening, local, remote, self._ssl_context, opening.deadline)
+        try:
+            opening.transport = self._engine.add_socket(
+                sock, opening, local, remote, self._ssl_context, opening.deadline
+            )
+        except OSError:  # the system cannot watch one more socket
+            opening.hand_over()
+            raise
 
     def _begin_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
         if local is None and remote is None:

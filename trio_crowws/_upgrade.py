@@ -168,7 +168,7 @@ def open_connection(
         max_fragments=options.max_fragments,
         control_rate=options.control_rate,
         allow_unmasked=options.allow_unmasked,
-        clock=timers.tick,
+        clock=timers.clock,
     )
     conn = Connection(
         connection_id, request, options, opening.transport, timers, reader, upgrade.callbacks, rooms, upgrade.nursery

@@ -123,7 +123,7 @@ static void serve_peer(struct peer *peer, bool raw) {
 }
 
 _Noreturn static void serve(const char *certificate, bool raw) {
-    serving = true;
+    tolerant = true;
     struct sockaddr_in name = loopback("127.0.0.1", 0);
     socklen_t size = sizeof name;
     int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0), epoll = epoll_create1(0);

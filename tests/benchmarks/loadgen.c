@@ -231,6 +231,47 @@ static void allow(struct connection *connection, uint64_t messages, uint64_t now
     push(connection);
 }
 
+static const uint8_t goodbye[] = {0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8};
+
+/* Whether the connection has ended; until then, one step towards that: finish the frame, say goodbye, drop the rest. */
+static bool step_to_end(struct connection *connection) {
+    ssize_t taken = 1;
+    for (size_t budget = 64; budget && taken > 0; budget--) taken = wire_read(&connection->wire, scratch, SCRATCH);
+    if (!taken) {
+        wire_close(&connection->wire);
+        connection->wire.fd = -1;
+        return true;
+    }
+    if (connection->sent < connection->allowed) {
+        push(connection);
+    } else if (connection->allowed != UINT64_MAX) {
+        if (!option.raw) wire_write(&connection->wire, goodbye, sizeof goodbye);
+        else shutdown(connection->wire.fd, SHUT_WR);
+        connection->sent = connection->allowed = UINT64_MAX;
+    }
+    return false;
+}
+
+/* End all connections in good order and see the server end them, so that it is idle when the next one is measured. */
+static void part(struct connection *connections, int count) {
+    uint64_t deadline = nanoseconds(CLOCK_MONOTONIC) + 10000000000u;
+    int left = count;
+    tolerant = true;
+    for (int each = 0; each < count; each++) {
+        struct connection *connection = &connections[each];
+        uint64_t rest = connection->sent % out_frame;
+        epoll_ctl(epoll, EPOLL_CTL_DEL, connection->wire.fd, NULL);
+        connection->floods = connection->blocked = true; /* `push` leaves epoll alone */
+        connection->allowed = connection->sent + (rest ? out_frame - rest : 0);
+    }
+    while (left && nanoseconds(CLOCK_MONOTONIC) < deadline) {
+        for (int each = 0; each < count; each++)
+            if (connections[each].wire.fd >= 0 && step_to_end(&connections[each])) left--;
+        usleep(500);
+    }
+    if (left) die("%d connections did not end", left);
+}
+
 /* The modes */
 
 static void run_echo(void) {
@@ -274,6 +315,7 @@ static void run_echo(void) {
         }
     }
     print_result(count);
+    part(connections, option.connections);
 }
 
 /* One message at a time: the next one is published when the last subscriber has got this one. */
@@ -310,13 +352,13 @@ static void run_publish(void) {
         count += (uint64_t)subscribers;
     }
     print_result(count);
+    part(connections, subscribers + 1);
 }
 
 /* One opening handshake after the other. Each connection is closed in good order: it gets a Close frame at once, and
  * is read to its end when some others have been opened, so that waiting for that is not measured. */
 static void run_handshakes(void) {
     enum { LINGERING = 16 };
-    static const uint8_t goodbye[] = {0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8};
     struct wire lingering[LINGERING] = {{0}};
     uint64_t count = 0, now = nanoseconds(CLOCK_MONOTONIC), start = now + (uint64_t)(option.warmup * 1e9);
     uint64_t end = start + (uint64_t)(option.seconds * 1e9), total = 0;
@@ -380,6 +422,7 @@ static void run_idle(void) {
         for (int each = 0; each < ready; each++) {
             if (!events[each].data.ptr) {
                 printf("{\"pings\": %llu}\n", (unsigned long long)pings);
+                part(connections, option.connections);
                 return;
             }
             pings += answer_pings(events[each].data.ptr);

@@ -94,8 +94,8 @@ struct wire {
     SSL *ssl;
 };
 
-/* The trivial server takes a reset for an end: the load generator leaves in the middle of its traffic. */
-static bool serving;
+/* Whether a connection that breaks is only at its end: for the trivial server, and when the clock has stopped. */
+static bool tolerant;
 
 /* Like read(2): bytes, 0 at the end, or -1 for "would block". */
 static ssize_t wire_read(struct wire *wire, void *data, size_t size) {
@@ -105,13 +105,13 @@ static ssize_t wire_read(struct wire *wire, void *data, size_t size) {
         if (taken > 0) return taken;
         int error = SSL_get_error(wire->ssl, taken);
         if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE) return -1;
-        if (error == SSL_ERROR_ZERO_RETURN || serving) return 0;
+        if (error == SSL_ERROR_ZERO_RETURN || tolerant) return 0;
         die("TLS read failed (%d)", error);
     }
 #endif
     ssize_t taken = recv(wire->fd, data, size, 0);
     if (taken >= 0 || errno == EAGAIN || errno == EINTR) return taken;
-    if (!serving) die("recv: %s", strerror(errno));
+    if (!tolerant) die("recv: %s", strerror(errno));
     return 0;
 }
 
@@ -123,13 +123,13 @@ static ssize_t wire_write(struct wire *wire, const void *data, size_t size) {
         if (taken > 0) return taken;
         int error = SSL_get_error(wire->ssl, taken);
         if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE) return -1;
-        if (!serving) die("TLS write failed (%d)", error);
+        if (!tolerant) die("TLS write failed (%d)", error);
         return (ssize_t)size; /* reading will find out */
     }
 #endif
     ssize_t taken = send(wire->fd, data, size, MSG_NOSIGNAL);
     if (taken >= 0 || errno == EAGAIN || errno == EINTR) return taken;
-    if (!serving) die("send: %s", strerror(errno));
+    if (!tolerant) die("send: %s", strerror(errno));
     return (ssize_t)size;
 }
 

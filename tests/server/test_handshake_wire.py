@@ -7,6 +7,7 @@ of the stream; and the next peer is served.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import trio
@@ -14,8 +15,19 @@ import trio.testing
 
 from support.certificates import TLS
 from support.heads import ACCEPT, KEY, UPGRADE
-from support.rawclient import Frame, RawClient, assert_serves, echo_app, head, open_raw, plain, reset, serving, upgrade
-from trio_crowws import App, Reject, Request
+from support.rawclient import (
+    Frame,
+    RawClient,
+    assert_serves,
+    echo_app,
+    head,
+    open_raw,
+    plain,
+    reset,
+    serving,
+    upgrade,
+)
+from trio_crowws import App, Connection, Reject, Request
 from trio_crowws.testing import make_frame
 
 LINES = list(UPGRADE.items())
@@ -194,6 +206,24 @@ async def test_a_head_gets_no_body() -> None:
                 await client.refused(to_head=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "request_bytes", "status"),
+    [
+        ({"max_header_bytes": 400}, upgrade(), 101),
+        ({"max_header_bytes": 100}, upgrade(), 431),
+        ({"max_header_bytes": 400}, added("X-Long", "a" * 300), 431),
+        ({"max_headers": 5}, upgrade(), 101),
+        ({"max_headers": 4}, upgrade(), 431),
+    ],
+)
+async def test_the_limits_of_a_head(options: dict[str, Any], request_bytes: bytes, status: int) -> None:
+    """The options max_header_bytes and max_headers are the limits of a request head."""
+    async with serving(echo_app(**options)) as server, open_raw(server) as client:
+        await client.send(request_bytes)
+        assert (await client.read_answer()).status == status
+        reset(client)
+
+
 # However the bytes come
 
 
@@ -318,6 +348,31 @@ async def test_a_large_flood_before_acceptance_is_not_read() -> None:
         assert patience.cancelled_caught
 
 
+async def test_early_frames_count_for_the_receive_buffer() -> None:
+    """When early frames fill the buffer of a busy handler, nothing more is read until it takes them."""
+    conns: list[Connection] = []
+    work = trio.Event()
+    app = App(receive_buffer=1000)
+
+    @app.websocket("/busy")
+    async def busy(conn: Connection) -> None:
+        conns.append(conn)
+        await work.wait()
+        async for message in conn:
+            await conn.send(str(len(message)))
+
+    early = make_frame(2, bytes(500)) * 10
+    async with serving(app) as server, open_raw(server) as client:
+        await client.send(upgrade("/busy") + early)
+        await client.accepted()
+        await client.send(make_frame(2, bytes(500)) * 10)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert conns[0].bytes_received == len(early)
+        work.set()
+        assert [await client.read_frame() for _ in range(20)] == [Frame(1, b"500")] * 20
+        await client.close()
+
+
 # After a refusal
 
 
@@ -371,6 +426,49 @@ async def test_an_unread_body_does_not_destroy_the_answer(where: str) -> None:
                 await client.stream.send_all(bytes(8 << 20))
             answer = await client.refused()
         assert answer.status == (403 if where == "/slow" else 404)
+
+
+@pytest.mark.parametrize("passes", range(12))
+@pytest.mark.parametrize("data", [upgrade("/x"), plain("/x")], ids=["websocket", "http"])
+async def test_a_request_in_the_moment_of_the_shutdown(data: bytes, passes: int) -> None:
+    """A request that meets the end of its server gets one answer: a connection with its end, or a 503, or the end."""
+    events: list[str] = []
+    app = App(origins=lambda request: True)
+    app.websocket("/x").onopen(lambda conn: events.append("open")).onclose(lambda conn, info: events.append("close"))
+
+    @app.http("/x")
+    def page(request: Request) -> str:
+        events.append("page")
+        return "page"
+
+    near, far = trio.testing.memory_stream_pair()
+    answer = b""
+
+    async def listen() -> None:
+        nonlocal answer
+        while not answer.endswith(b"\x88\x02\x03\xe9") and (data := await near.receive_some()):
+            answer += data
+        await near.aclose()
+
+    async with trio.open_nursery() as nursery:
+        await near.send_all(data)
+        nursery.start_soon(listen)
+        with trio.fail_after(5), trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(app.serve_stream, far)
+                for _ in range(passes):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+    assert answer.count(b"HTTP/1.1") <= 1
+    if answer.startswith(b"HTTP/1.1 101 "):
+        assert answer.endswith(b"\r\n\r\n\x88\x02\x03\xe9")
+        assert events in ([], ["open", "close"])
+    elif answer.startswith(b"HTTP/1.1 200 "):
+        assert answer.endswith(b"\r\n\r\npage")
+        assert events == ["page"]
+    else:
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 503 ")
+        assert events in ([], ["page"])
 
 
 # Time

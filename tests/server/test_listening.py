@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import socket
 import ssl
 import struct
@@ -22,6 +23,7 @@ from support.certificates import TLS
 from support.processes import port_of, started
 from support.rawclient import RawClient, assert_serves, echo_app, open_raw, plain, serving, until, upgrade
 from trio_crowws import App, Connection, Reject, Request, Server
+from trio_crowws._transport.poller import Poller, SocketTransport
 from trio_crowws.testing import Peer, PeerClosed, shake_hands
 
 
@@ -459,6 +461,21 @@ async def test_listeners_of_several_kinds(nursery: trio.Nursery, tls: TLS) -> No
             await trio.open_tcp_stream("127.0.0.1", closed)
 
 
+async def test_what_is_served_is_closed_in_every_case(tls: TLS) -> None:
+    """Listeners and streams are closed even if the server is cancelled before it has begun."""
+    memory = MemoryListener()
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    near, far = trio.testing.memory_stream_pair()
+    for serve in (partial(echo_app().serve_listeners, [memory, listener]), partial(echo_app().serve_stream, far)):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await serve()
+        assert scope.cancelled_caught
+    assert memory.closed
+    assert listener.socket.fileno() == -1
+    assert await near.receive_some() == b""
+
+
 async def test_no_listeners() -> None:
     """Without a listener there is nothing to serve: ValueError."""
     with pytest.raises(ValueError, match="at least one listener"):
@@ -604,6 +621,31 @@ async def test_a_stream_that_breaks_the_rules_ends_alone(nursery: trio.Nursery, 
 
 
 # Out of descriptors
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll here")
+async def test_a_socket_that_cannot_be_watched(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the system cannot watch one more socket, that peer is dropped, and accepting goes on."""
+    failures = 1
+    register = Poller.register
+
+    def fail_first(self: Poller, fd: int, transport: SocketTransport) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        register(self, fd, transport)
+
+    async with serving(echo_app()) as server:
+        monkeypatch.setattr(Poller, "register", fail_first)
+        async with open_raw(server) as client:
+            with trio.fail_after(5):
+                assert await client.read_to_end() == b""
+        await assert_serves(server)
+    assert "No space left on device" in caplog.text
+
 
 CROWDED = """
 import logging, resource, sys

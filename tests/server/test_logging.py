@@ -159,7 +159,7 @@ async def test_a_bad_peer_is_no_error(caplog: pytest.LogCaptureFixture, how: Any
 
 
 async def test_peers_that_never_get_in_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    """Nonsense, silence and refusals are INFO at most; each refusal has a line with address, status and reason."""
+    """Nonsense, silence and refusals are INFO at most; each refusal has a line with address, path and reason."""
     async with serving(echo_app()) as server:
         for data in (b"\xff\xfe", b"GET /", b"", upgrade("/nothing"), plain("/echo")):
             async with open_raw(server) as client:
@@ -169,9 +169,9 @@ async def test_peers_that_never_get_in_are_no_error(caplog: pytest.LogCaptureFix
         await trio.testing.wait_all_tasks_blocked(0.02)
     refused = [line for line in lines(caplog, logging.INFO) if line.startswith("refused ")]
     assert [re.sub(r"\('127.0.0.1', \d+\)", "ADDRESS", line) for line in refused] == [
-        "refused ADDRESS with 400: 'this is not HTTP'",
-        "refused ADDRESS with 404: 'not found'",
-        "refused ADDRESS with 426: 'this is a WebSocket endpoint'",
+        "refused ADDRESS for - with 400: 'this is not HTTP'",
+        "refused ADDRESS for '/nothing' with 404: 'not found'",
+        "refused ADDRESS for '/echo' with 426: 'this is a WebSocket endpoint'",
     ]
     assert about_connections(caplog) == []
     assert lines(caplog, logging.WARNING) == lines(caplog, logging.ERROR) == []

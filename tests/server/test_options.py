@@ -33,8 +33,8 @@ TABLE: dict[str, tuple[str, list[Any], list[Any]]] = {
     "max_fragments": OPTIONAL_SIZE,
     "control_rate": (
         "a pair (per second, burst) of numbers of at least 1, or None",
-        [50, {50, 100}, True],
-        ["ab", (), (50,), [50, 100, 150], (0, 1), (1, 0), ("1", 1), (True, 1), (NAN, 1)],
+        [50, "ab", [50, 100], True],
+        [(), (50,), (50, 100, 150), (0, 1), (1, 0), ("1", 1), (True, 1), (NAN, 1)],
     ),
     "allow_unmasked": ("True or False", [None, 0, 1, "yes"], []),
     "receive_buffer": OPTIONAL_SIZE,
@@ -264,18 +264,14 @@ def test_the_chain_checks_options(call: Any, message: str) -> None:
 
 def test_a_list_is_copied() -> None:
     """What happens to a list after it was given as an option does not change the option."""
-    lists: dict[str, Any] = {"origins": ["https://a.example"], "subprotocols": ["v1"], "control_rate": [5, 10]}
+    lists: dict[str, Any] = {"origins": ["https://a.example"], "subprotocols": ["v1"]}
     app = App(**lists)
     route = app.websocket("/", **lists)
     for given in lists.values():
         given.clear()
 
     def check(options: Options) -> None:
-        assert (options.origins, options.subprotocols, options.control_rate) == (
-            ("https://a.example",),
-            ("v1",),
-            (5, 10),
-        )
+        assert (options.origins, options.subprotocols) == (("https://a.example",), ("v1",))
 
     check(app.options)
     check(route.options)

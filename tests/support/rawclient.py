@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ __all__ = [
     "plain",
     "reset",
     "serving",
+    "until",
     "unwrapped",
     "upgrade",
 ]
@@ -75,7 +76,7 @@ class RawClient:
         """Send pieces one by one, so that the server has read one before it gets the next, if it is idle."""
         for piece in pieces:
             await self.stream.send_all(piece)
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
     async def send_frame(self, opcode: int, payload: bytes = b"", **how: Any) -> None:
         await self.stream.send_all(make_frame(opcode, payload, **how))
@@ -156,6 +157,13 @@ class RawClient:
         assert frame.opcode == 8, frame
         assert await self.read_to_end() == b""
         return frame
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until `condition()` is true, where there is no event to wait for: of another process, or of a log."""
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110 -- see above
+            await trio.sleep(0.01)
 
 
 def head(path: str, *, lines: HeaderLines, method: str = "GET", version: str = "HTTP/1.1") -> bytes:

@@ -46,6 +46,7 @@ __all__ = [
     "end_stream",
     "messages_of",
     "serving",
+    "until",
 ]
 
 Kind = Literal["tcp", "tls", "unix", "memory"]
@@ -62,6 +63,12 @@ PATIENCE = 10
 def _tls() -> TLS:
     with tempfile.TemporaryDirectory() as folder:
         return make_tls(Path(folder))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what no event tells."""
+    while not condition():  # noqa: ASYNC110 -- there is no event
+        await trio.sleep(0.0005)
 
 
 # Streams
@@ -161,7 +168,7 @@ def messages_of(events: Sequence[Event]) -> list[str | bytes]:
             assert isinstance(event, TextMessage | BytesMessage)
             pieces.append(event.data)
             if event.message_finished:
-                messages.append(type(event.data)().join(pieces))
+                messages.append("".join(pieces) if isinstance(event, TextMessage) else b"".join(pieces))
                 pieces = []
     return messages
 
@@ -308,7 +315,7 @@ class Recorder:
         self.notes: list[Note] = []
         self._changed = trio.Event()
         plain = style in ("sync", "object")
-        self._hooks = {"message": _echo_plain if plain else _echo, **(hooks or {})}
+        self._hooks: dict[str, Callable[..., Any]] = {"message": _echo_plain if plain else _echo, **(hooks or {})}
         self.route = app.websocket(path, **options)
         functions = self._plain_callbacks() if plain else self._async_callbacks()
         if style in ("class", "object"):
@@ -404,7 +411,7 @@ class Recorder:
             assert names[0] == "open", names
             assert names[-1] == "close", names
             assert [names.count(name) for name in ("open", "close")] == [1, 1], names
-            info = notes[-1].value
+            info: CloseInfo = notes[-1].value
             assert conn.close_info is info
             assert conn.state is State.CLOSED
             assert ("error" in names) is (info.error is not None), names

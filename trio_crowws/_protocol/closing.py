@@ -82,7 +82,8 @@ TRANSITIONS: Mapping[tuple[Phase, Event], tuple[Phase, tuple[Action, ...]]] = {
     # Section 7.1.4: both Close frames exchanged. Section 7.1.1: the server closes TCP first.
     (Phase.CLOSING, Event.PEER_CLOSE): (Phase.ENDING, ()),
     (Phase.CLOSING, Event.FAIL): (Phase.ENDING, ()),
-    (Phase.CLOSING, Event.PEER_ENDED): (Phase.CLOSED, (Action.DROP,)),
+    # No answer will come, but a peer that has ended its direction only still reads what is queued.
+    (Phase.CLOSING, Event.PEER_ENDED): (Phase.ENDING, ()),
     (Phase.CLOSING, Event.TIMEOUT): (Phase.CLOSED, (Action.DROP,)),
     (Phase.CLOSING, Event.LOST): (Phase.CLOSED, (Action.DROP,)),
     (Phase.ENDING, Event.FLUSHED): (Phase.CLOSED, (Action.FINISH,)),

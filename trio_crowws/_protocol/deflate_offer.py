@@ -38,8 +38,8 @@ _FLAGS: Final = (_SERVER_CONTEXT, _CLIENT_CONTEXT)
 _BITS: Final = {str(bits): bits for bits in range(8, MAX_WINDOW_BITS + 1)}
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
-_QUOTED: Final = r'"((?:[^"\\]|\\.)*+)"'
-_ELEMENT = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*+"?)*+')  # up to a comma that is not within quotes
+_QUOTED: Final = r'"((?:[^"\\]++|\\.)*+)"'
+_ELEMENT = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+"?+)*+')  # up to a comma that is not within quotes
 _NAME = re.compile(rf"[ \t]*+({_TOKEN})[ \t]*+")
 _PARAMETER = re.compile(rf";[ \t]*+({_TOKEN})[ \t]*+(?:=[ \t]*+(?:({_TOKEN})|{_QUOTED})[ \t]*+)?+")
 _QUOTED_PAIR = re.compile(r"\\(.)")
@@ -83,7 +83,7 @@ class Deflate:
     messages of up to 16 KiB.
 
     A connection whose client compresses needs about `7 KiB + 2**client_max_window_bits` bytes from its first compressed
-    message on (no window with `client_no_context_takeover`, and one of 32 KiB where the client cannot limit its window).
+    message on; nothing with `client_no_context_takeover`; 39 KiB where the client cannot limit its window.
     With `server_no_context_takeover=False` it needs `2**(server_max_window_bits + 2) + 2**(mem_level + 9)` more: 32 KiB
     with the defaults, 256 KiB with 15 and 8.
 

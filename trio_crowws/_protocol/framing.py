@@ -10,13 +10,18 @@ are two lanes, and this module is mostly about when to change between them.
 *Plain* is a text, binary, ping or pong frame that is not fragmented, has no reserved bit set, is masked as it must be,
 states its length in the shortest form, and is within the limits. Such a frame is decoded right here. *Everything else*
 goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first needed: fragmented
-messages and all that comes between their frames, Close frames, and whatever is wrong in any way. The fast lane never
-fails a connection: it declines a frame, and the referee finds the words.
+messages and all that comes between their frames, Close frames, and whatever is wrong in any way. The fast lane does
+not fail a connection: it declines a frame, and the referee finds the words.
 
 For the lanes to change, wsproto must stand at the beginning of a frame whenever the fast lane runs. What it once got
 cannot be taken back, so it is given exactly one frame at a time (in pieces, as they come), and it owns the connection
 until that frame, and the message which that frame may have opened, is complete. `FrameReader._owner` says whose turn it
 is: nobody's (a frame begins and no message is open: the fast lane may look), a `_Partial`'s, or the referee's.
+
+Where permessage-deflate was agreed on there is an `Inflater`, which serves both lanes: a compressed message that is not
+fragmented and has come completely is given to it right here, and for all others it is an extension of the referee's
+wsproto. It keeps what it inflates and is asked for it when the message is complete. It has only one verdict on one
+message, and once it has seen a part of it nobody else can judge the rest, so here alone the fast lane reports a fault.
 
 Failing early. A bad frame must be known as bad from its first bad byte, not from its last (that is what strict
 conformance asks, and it is what keeps memory bounded):
@@ -30,8 +35,8 @@ conformance asks, and it is what keeps memory bounded):
   nothing, even when bytes come one by one.
 
 Memory. Between two calls a reader holds at most: what has come of one message (its headers may not declare more than
-`max_payload`), one incomplete header or control frame, and what `limit` left over of the last read. After a Close frame
-or a fault it holds nothing and drops whatever comes.
+`max_payload`, and it is inflated no further than that), one incomplete header or control frame, and what `limit` left
+over of the last read. After a Close frame or a fault it holds nothing and drops whatever comes.
 
 Two deviations from wsproto, both wanted: close code 1014, which IANA has and wsproto has not, is accepted; and with
 `allow_unmasked` a server takes frames without a mask.
@@ -42,20 +47,26 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from wsproto import events as wsproto_events
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 
 from .._closeinfo import CloseCode
 from ..errors import InvalidUTF8, ProtocolError
+from .chunks import Chunks
 from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT, frame_header
 from .limits import ControlRate, Limits
 from .masking import unmask
 
+if TYPE_CHECKING:
+    from .deflate import Inflater
+
 __all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
 
 _DATA: Final = (TEXT, BINARY)
+_RSV1: Final = 0x40
+_COMPRESSED: Final = (TEXT | _RSV1, BINARY | _RSV1)
 _PING_PONG: Final = (PING, PONG)
 _MASKED: Final = 0x80  # in the second byte; the rest of that is the length, or says where the length stands
 _LENGTH_FIELD: Final = 0x7F
@@ -66,10 +77,6 @@ _ZERO_KEY: Final = bytes(4)
 # what is too much: cheaper, for short payloads, than repeating and slicing the key as bytes.
 _REPEAT: Final = tuple(sum(1 << 32 * word for word in range((size + 3) // 4)) for size in range(MAX_SHORT + 1))
 _SURPLUS: Final = tuple(8 * (-size % 4) for size in range(MAX_SHORT + 1))
-
-# Smaller chunks than this are copied together, so that a peer who sends a few bytes at a time does not make this side
-# keep an object for each of them.
-_CHUNK: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,7 @@ class FrameReader:
       allow_unmasked: take a client's frames without a mask, against RFC 6455 section 5.1.
       clock: seconds that never go backwards, for `control_rate`.
       client: this side is the client, so the peer's frames must not be masked.
+      inflater: for compressed messages, with the same `max_payload`; `None` if there must not be any.
 
     Attributes:
       backlog: the last call of `receive` stopped at its limit and unread bytes remain: call it again, without data.
@@ -124,6 +132,7 @@ class FrameReader:
     __slots__ = (
         "_allow_unmasked",
         "_client",
+        "_inflater",
         "_masking",
         "_max_fragments",
         "_max_payload",
@@ -146,6 +155,7 @@ class FrameReader:
         clock: Callable[[], float],
         allow_unmasked: bool = False,
         client: bool = False,
+        inflater: Inflater | None = None,
     ) -> None:
         self.backlog = False
         self.finished = False
@@ -153,6 +163,7 @@ class FrameReader:
         self._max_fragments = max_fragments
         self._rate = None if control_rate is None else ControlRate(control_rate, clock)
         self._client = client
+        self._inflater = inflater
         self._allow_unmasked = allow_unmasked
         self._masking = (False,) if client else (True, False) if allow_unmasked else (True,)
         # `receive` itself takes short masked frames up to this size; a client, which gets none, takes no such way.
@@ -241,6 +252,8 @@ class FrameReader:
         masked = data[position + 1] != length
         is_data = first in _DATA
         if masked not in self._masking or not (is_data or (first in _PING_PONG and length <= MAX_SHORT)):
+            if first in _COMPRESSED and self._inflater is not None:
+                return self._take_compressed(self._inflater, data, position, events)
             return self._refer(data, position, events)
         start = position + 2
         if length > MAX_SHORT:
@@ -268,6 +281,29 @@ class FrameReader:
             self._owner = _Partial(first, key, length)
             return self._take_owned(data, start, events)
         return position
+
+    def _take_compressed(self, inflater: Inflater, data: bytes, position: int, events: list[Event]) -> int:
+        """Inflate a message that has come completely, in one frame; refer any other frame; return as `_take_plain`."""
+        start, length = _scan(data, position)
+        stop = start + length
+        first = data[position]
+        masked = data[position + 1] >= _MASKED
+        header = 2 if length <= MAX_SHORT else 4 if length < 1 << 16 else 10
+        plain = masked in self._masking and start - position == (header + 4 if masked else header)
+        if not plain or stop > len(data) or length > inflater.compressed_limit:
+            return self._refer(data, position, events)
+        payload = data[start:stop]
+        try:
+            events.append(
+                inflater.inflate(
+                    unmask(payload, data[start - 4 : start]) if masked and payload else payload,
+                    text=first == TEXT | _RSV1,
+                )
+            )
+        except ProtocolError as error:
+            events.append(Fault(error))
+            self._finish()
+        return stop
 
     def _decode(self, first: int, payload: bytes) -> Event | None:
         """The event that a plain frame makes; `None` if the referee has to say what is wrong with it."""
@@ -301,36 +337,21 @@ class FrameReader:
         """Let the referee have a frame, or what has come of it; return the position behind, as `_take_plain` does."""
         referee = self._referee
         if referee is None:
-            limits = Limits(self._max_payload, self._max_fragments, self._rate)
-            self._referee = referee = _Referee(self._client, self._allow_unmasked, limits)
+            inflater = self._inflater
+            # The inflater knows which messages are compressed, and judges the size of those that are not.
+            most = self._max_payload if inflater is None else inflater.compressed_limit
+            limits = Limits(most, self._max_fragments, self._rate)
+            self._referee = referee = _Referee(self._client, self._allow_unmasked, limits, inflater)
         position = referee.take(data, position, events)
         if referee.finished:
-            self.finished = True
-            self._owner = self._referee = None
+            self._finish()
         else:
             self._owner = referee if referee.busy else None
         return position
 
-
-class _Chunks:
-    """A payload that comes in pieces; holds little more than its bytes however small they are."""
-
-    __slots__ = ("_parts",)
-
-    def __init__(self) -> None:
-        self._parts: list[bytes | bytearray] = []
-
-    def add(self, chunk: bytes) -> None:
-        parts = self._parts
-        if len(chunk) >= _CHUNK:
-            parts.append(chunk)
-        elif parts and isinstance(parts[-1], bytearray):
-            parts[-1] += chunk
-        else:
-            parts.append(bytearray(chunk))
-
-    def join(self) -> bytes:
-        return b"".join(self._parts)
+    def _finish(self) -> None:
+        self.finished = True
+        self._owner = self._referee = self._inflater = None
 
 
 class _Partial:
@@ -342,7 +363,7 @@ class _Partial:
         self._first = first
         self._key = key
         self._length = length
-        self._chunks = _Chunks()
+        self._chunks = Chunks()
         self._decoder = getincrementaldecoder("utf-8")() if first == TEXT else None
         self.missing = length
 
@@ -375,14 +396,16 @@ class _Referee:
       finished: it gave a `CloseReceived` or a `Fault`.
     """
 
-    def __init__(self, client: bool, allow_unmasked: bool, limits: Limits) -> None:
+    def __init__(self, client: bool, allow_unmasked: bool, limits: Limits, inflater: Inflater | None) -> None:
         self._client = client
         self._allow_unmasked = allow_unmasked
         self._limits = limits
-        self._connection = Connection(ConnectionType.CLIENT if client else ConnectionType.SERVER, [limits])
+        self._inflater = inflater
+        kind = ConnectionType.CLIENT if client else ConnectionType.SERVER
+        self._connection = Connection(kind, [limits] if inflater is None else [limits, inflater])
         self._bad_gateway = False  # the Close frame said 1014
         self._open = False  # a fragmented message is
-        self._chunks = _Chunks()  # of that message
+        self._chunks = Chunks()  # of that message
         self._handed = 0  # bytes of a header that wsproto has got, while others are missing
         self._left = 0  # bytes of a payload that are missing, once wsproto has got the header
         self.finished = False
@@ -449,12 +472,17 @@ class _Referee:
         self._chunks.add(data.encode() if isinstance(data, str) else bytes(data))
         self._open = not event.message_finished
         if not self._open:
-            payload, self._chunks = self._chunks.join(), _Chunks()
-            events.append(payload.decode() if isinstance(data, str) else payload)
+            payload, self._chunks = self._chunks.join(), Chunks()
+            inflated = None if self._inflater is None else self._inflater.take()
+            if inflated is not None:
+                events.append(inflated)
+            else:
+                events.append(payload.decode() if isinstance(data, str) else payload)
 
     def _error(self, event: wsproto_events.CloseConnection) -> ProtocolError:
-        if self._limits.breach is not None:
-            return self._limits.breach
+        breach = self._limits.breach or (None if self._inflater is None else self._inflater.breach)
+        if breach is not None:
+            return breach
         code, detail = int(event.code), event.reason or ""
         return InvalidUTF8(detail) if code == CloseCode.INVALID_DATA else ProtocolError(code, detail)
 

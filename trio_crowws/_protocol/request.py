@@ -108,7 +108,6 @@ class Request:
       remote_address: `(host, port)` of the peer, or what else the transport knows; of a proxy if there is one.
       local_address: the same for this side.
       secure: whether the request came over TLS that ended in this process.
-      state: whatever middlewares want to hand on.
     """
 
     __slots__ = (
@@ -116,6 +115,7 @@ class Request:
         "_head",
         "_headers",
         "_query",
+        "_state",
         "host",
         "local_address",
         "method",
@@ -125,7 +125,6 @@ class Request:
         "raw_path",
         "remote_address",
         "secure",
-        "state",
         "target",
     )
 
@@ -147,7 +146,7 @@ class Request:
         self.local_address = local_address
         self.secure = secure
         self.path_params: dict[str, Any] = {}
-        self.state: dict[str, Any] = {}
+        self._state: dict[str, Any] | None = None
         self._cookies: dict[str, str] | None = None
         self._query: Query | None = None
         authority, self.raw_path, self.query_string = _split_target(target)
@@ -165,6 +164,13 @@ class Request:
             pairs = (line.split(": ", 1) for line in self._head.decode("latin-1").split("\n"))
             self._headers = Headers((name, value) for name, value in pairs)
         return self._headers
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Whatever middlewares want to hand on."""
+        if self._state is None:
+            self._state = {}
+        return self._state
 
     def compact(self) -> None:
         """Keep the headers in one piece until somebody asks for them again: most connections never do."""

@@ -195,7 +195,10 @@ class Connection(Receiving):
         ping = self._send_ping(self._timers.tick())
         ping.answered = trio.Event()
         self._transport.flush()
-        await ping.answered.wait()
+        try:
+            await ping.answered.wait()
+        finally:
+            ping.answered = None  # nobody waits any more, so it may be forgotten
         if ping.latency is None:
             raise self._closed_error()
         return ping.latency

@@ -441,6 +441,8 @@ class Ending:
             if sent == payload:
                 self._latency = ping.latency
                 break
+        if not self._pings:
+            self._pings = None  # an empty dict that once held something is not small
 
     def _wake_all(self) -> None:
         """Whoever waits for something that an ending connection cannot give any more."""

@@ -101,7 +101,8 @@ class Receiving(Sending):
         """Take the frames that came together with the request, and read on."""
         if early_data:
             self.feed(early_data)
-        self._transport.resume()
+        if self._inbox_size <= self._options.read_ahead:  # else it goes on when the handler has taken enough
+            self._transport.resume()
 
     # What the transport brings
 

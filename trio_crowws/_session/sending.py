@@ -44,6 +44,9 @@ class Offered(Enum):
     CLOSED = auto()
 
 
+_SENT = Offered.SENT  # looked up for every message
+
+
 class Sending(Ending):
     """The outbox of one connection.
 
@@ -119,7 +122,7 @@ class Sending(Ending):
         frame = encode_message(data)
         if self._phase > _ANSWERING:
             raise self._closed_error()
-        return self._offer(frame, None) is Offered.SENT
+        return self._offer(frame, None) is _SENT
 
     @property
     def buffered(self) -> int:
@@ -173,13 +176,13 @@ class Sending(Ending):
         # What is queued and what is new decide together. On an empty queue even an oversize message may go.
         if transport.buffered and transport.buffered + len(frame) > self._options.send_limit:
             transport.flush()
-            if self._phase > Phase.ANSWERING:
+            if self._phase > _ANSWERING:
                 return Offered.CLOSED
             if transport.buffered and transport.buffered + len(frame) > self._options.send_limit:
                 return self._overflow(frame, room)
         transport.write(frame)
         self.messages_sent += 1
-        return Offered.SENT
+        return _SENT
 
     def _overflow(self, frame: bytes, room: str | None) -> Offered:
         policy = self._options.on_slow

@@ -32,6 +32,12 @@ Address = tuple[str, int] | str | None
 READ_SIZE = 64 * 1024
 """Bytes of one read. A larger buffer makes the allocator map and unmap memory on every call."""
 
+_PIECES = 512
+"""So many pieces wait as they came, which shares the frame of a published message between all its subscribers."""
+
+_SMALL = 512
+"""Beyond `_PIECES`, pieces below this size are copied together: as an object, a byte takes as much as fifty."""
+
 logger = logging.getLogger("trio_crowws")
 
 
@@ -101,7 +107,7 @@ class Transport(ABC):
         self.corked = False
         self.eager = False
         self.more = False
-        self._out: list[bytes | memoryview] = []
+        self._out: list[bytes | bytearray | memoryview] = []
         self.paused = False
         self._closing: bool | None = None
         self._turns = turns
@@ -113,7 +119,10 @@ class Transport(ABC):
         """Collect `data`; it leaves when the caller gives up control. Ignored once the transport is closed."""
         if self.closed or self._closing is not None:
             return
-        self._out.append(data)
+        if len(self._out) < _PIECES or len(data) >= _SMALL:
+            self._out.append(data)
+        else:
+            self._append_small(data)
         self.buffered += len(data)
         if self.corked:
             return
@@ -122,6 +131,13 @@ class Transport(ABC):
             self.flush()
         elif not self._waits_for_turn:
             self.ask_for_turn()
+
+    def _append_small(self, data: bytes) -> None:
+        last = self._out[-1]
+        if isinstance(last, bytearray):
+            last += data
+        else:
+            self._out.append(bytearray(data))
 
     def ask_for_turn(self) -> None:
         """Have `turn` called in the next scheduler pass."""

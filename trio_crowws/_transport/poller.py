@@ -79,7 +79,7 @@ class SocketTransport(Transport):
 
     def turn(self) -> None:
         super().turn()
-        if self.paused or self.closed:
+        if not (self.more or self._readable) or self.paused or self.closed:
             return
         if self.more:
             self.more = False
@@ -175,7 +175,7 @@ class SocketTransport(Transport):
 
     def _has_unread_bytes(self) -> bool:
         try:
-            return bool(self._sock.recv(READ_SIZE))
+            return bool(self._sock.recv(1))  # if there is one, it is dropped with the others
         except OSError:  # "would block" is the good case, a reset leaves nothing to protect either
             return False
 

@@ -59,10 +59,11 @@ class Timers:
     """The heap, the task that serves it, and the time as of the current scheduler pass.
 
     Attributes:
+      clock: `tick`, bound once for all who keep it.
       now: the time when the current batch of events began; cheaper than asking for the time at every message.
     """
 
-    __slots__ = ("_heap", "_order", "_scope", "_stale", "now")
+    __slots__ = ("_heap", "_order", "_scope", "_stale", "clock", "now")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
@@ -70,6 +71,7 @@ class Timers:
         self._scope: trio.CancelScope | None = None
         self._stale = 0
         self.now = trio.current_time()
+        self.clock = self.tick
 
     def tick(self) -> float:
         """Bring `now` up to date and return it."""

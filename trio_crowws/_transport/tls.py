@@ -131,8 +131,10 @@ class TLSTransport(Transport):
         if self._out and not self.blocked:
             data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out.clear()
-            self._tls.write(data)
-            self._send_records()
+            # Piece by piece: the buffer between would never again be smaller than what once went through it.
+            for start in range(0, len(data), READ_SIZE):
+                self._tls.write(data[start : start + READ_SIZE])
+                self._send_records()
         if not self._out and self._closing is not None and not self.closed:
             self._flushed_for_close()
 

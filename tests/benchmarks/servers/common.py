@@ -7,9 +7,11 @@ import socket
 import ssl
 from dataclasses import dataclass
 
-__all__ = ["Settings", "announce", "listen", "read_settings"]
+__all__ = ["BACKLOG", "DEFAULT_INTERVAL", "Settings", "announce", "listen", "read_settings"]
 
 BACKLOG = 4096
+DEFAULT_INTERVAL = 20.0
+"""Seconds between pings in this framework and in websockets; in the others the heartbeat is off unless it is set."""
 
 
 @dataclass(frozen=True)
@@ -18,24 +20,27 @@ class Settings:
 
     Attributes:
       tls: a context when it is to serve TLS.
-      ping_interval: seconds between the pings of the heartbeat.
+      ping_interval: seconds between the pings of the heartbeat; `None` for whatever is the server's default.
+      max_size: bytes of the largest message that it must take.
     """
 
     tls: ssl.SSLContext | None
-    ping_interval: float
+    ping_interval: float | None
+    max_size: int
 
 
 def read_settings() -> Settings:
     """The command line, which is the same for all of them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--certfile", help="serve TLS; the file holds the key as well")
-    parser.add_argument("--ping-interval", type=float, default=20, metavar="SECONDS")
+    parser.add_argument("--ping-interval", type=float, metavar="SECONDS")
+    parser.add_argument("--max-payload", type=int, default=1 << 20, metavar="BYTES")
     arguments = parser.parse_args()
     tls = None
     if arguments.certfile:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(arguments.certfile)
-    return Settings(tls, arguments.ping_interval)
+    return Settings(tls, arguments.ping_interval, arguments.max_payload)
 
 
 def announce(port: int) -> None:

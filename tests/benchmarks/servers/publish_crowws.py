@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from trio_crowws import App, Connection, Server
 
-from .common import announce, read_settings
+from .common import DEFAULT_INTERVAL, announce, read_settings
 
-app = App(origins="*", ping_interval=read_settings().ping_interval)
+app = App(origins="*", ping_interval=read_settings().ping_interval or DEFAULT_INTERVAL)
 
 
 @app.websocket("/subscribe").on_open

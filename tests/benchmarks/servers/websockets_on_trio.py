@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import trio
-from websockets.trio.connection import broadcast
-from websockets.trio.server import ServerConnection, serve
+from functools import partial
 
-from .common import BACKLOG, announce, read_settings
+import trio
+from websockets.exceptions import ConnectionClosed
+from websockets.trio.connection import broadcast
+from websockets.trio.server import Server, ServerConnection, serve
+
+from .common import BACKLOG, DEFAULT_INTERVAL, announce, read_settings
 
 subscribers: set[ServerConnection] = set()
 
@@ -16,32 +19,32 @@ async def handle(connection: ServerConnection) -> None:
     assert request is not None
     if request.path == "/subscribe":
         subscribers.add(connection)
-    async for message in connection:
-        if request.path == "/publish":
-            await publish(message)
-        else:
-            await connection.send(message)
-
-
-async def publish(message: str | bytes) -> None:
-    sending = broadcast(subscribers, message)
-    if sending is not None:
-        await sending
+    try:
+        async for message in connection:
+            if request.path == "/publish":
+                await broadcast(subscribers, message)
+            else:
+                await connection.send(message)
+    except ConnectionClosed:  # the load generator leaves in the middle of its traffic
+        pass
+    finally:
+        subscribers.discard(connection)
 
 
 async def main() -> None:
     settings = read_settings()
     async with trio.open_nursery() as nursery:
-        start = lambda task_status: serve(  # noqa: E731
+        start = partial(
+            serve,
             handle,
             0,
             host="127.0.0.1",
             backlog=BACKLOG,
             ssl=settings.tls,
-            ping_interval=settings.ping_interval,
-            task_status=task_status,
+            ping_interval=settings.ping_interval or DEFAULT_INTERVAL,
+            max_size=settings.max_size,
         )
-        server = await nursery.start(start)
+        server: Server = await nursery.start(start)
         announce(server.listeners[0].socket.getsockname()[1])
 
 
