@@ -259,6 +259,16 @@ def test_garbage_after_a_final_block(garbage: bytes) -> None:
     assert "corrupt" in str(error)
 
 
+@pytest.mark.parametrize("size", range(16_375, 16_395))
+def test_final_block_at_the_end_of_a_step(size: int) -> None:
+    """Where a stream ends makes no difference to how the end of the message is understood."""
+    stream = zlib.compressobj(0, zlib.DEFLATED, -15)
+    payload = stream.compress(noise(size - 5)) + stream.flush()
+    assert len(payload) == size
+    for end in (b"", b"\x00"):
+        assert read(packed(BINARY, payload + end) + packed(TEXT, HELLO)) == [noise(size - 5), "Hello"]
+
+
 def test_too_many_streams() -> None:
     """The streams of one message are counted, because each one costs far more than its two bytes: 1008."""
     assert read(packed(BINARY, final(b"") * 1024)) == [b""]
@@ -334,6 +344,7 @@ def test_code_point_across_steps() -> None:
         frame(3, HELLO, rsv=RSV1),
         packed(TEXT, HELLO, key=None),
         packed(TEXT, HELLO[:3], fin=False) + packed(TEXT, HELLO),
+        packed(TEXT, HELLO[:3], fin=False) + packed(TEXT, b"\xff\xff"),
         packed(TEXT, HELLO[:3], fin=False) + frame(BINARY, HELLO),
         frame(TEXT, b"a", fin=False) + packed(TEXT, HELLO),
         frame(CONTINUATION, HELLO),
@@ -345,6 +356,13 @@ def test_code_point_across_steps() -> None:
 def test_broken_framing(data: bytes) -> None:
     """The bit belongs to the first frame of a data message; everything else is as wrong as ever: 1002."""
     assert fault(read(data)).code == 1002
+
+
+def test_continuation_of_nothing() -> None:
+    """A continuation after a compressed message that is complete is a protocol error, whatever it holds: 1002."""
+    events = read(fragments(TEXT, [HELLO[:3], HELLO[3:]]) + frame(CONTINUATION, b"\xff\xff"))
+    assert events[0] == "Hello"
+    assert fault(events[1:]).code == 1002
 
 
 def test_bit_that_was_not_agreed_on() -> None:
@@ -407,6 +425,28 @@ def test_compressed_size_is_limited() -> None:
         assert isinstance(fault(reader(max_payload=1000).receive(header)), PayloadTooBig)
     parts = [empty[start : start + 100] for start in range(0, len(empty), 100)]
     assert isinstance(fault(feed(reader(max_payload=1000), fragments(BINARY, parts))), PayloadTooBig)
+
+
+def test_limit_is_exceeded_by_a_byte() -> None:
+    """A message is too large with the very byte with which zlib can know, also where a step ends within a match."""
+    limit = 32 * KIB + 10
+    payload = deflate(b"a" + bytes(2 * limit))
+    data = packed(BINARY, payload)
+    header = len(data) - len(payload)
+    for end in range(len(payload)):
+        known = len(zlib.decompressobj(-15).decompress(payload[:end]))
+        events = reader(max_payload=limit).receive(data[: header + end])
+        assert len(events) == (known > limit), end
+
+
+def test_control_frames_do_not_count() -> None:
+    """The payloads of control frames are no part of the message between whose fragments they come."""
+    ping = frame(PING, b"p" * 125)
+    payload = deflate(noise(100))
+    data = ping + fragments(BINARY, [payload[:50], payload[50:]], [ping, ping])
+    data += frame(BINARY, noise(100)[:50], fin=False) + ping + frame(CONTINUATION, noise(100)[50:])
+    pong = Ping(b"p" * 125)
+    assert read(data, max_payload=100) == [pong, pong, pong, noise(100), pong, noise(100)]
 
 
 def test_uncompressed_size_is_limited() -> None:
@@ -747,6 +787,16 @@ def test_message_that_does_not_get_smaller() -> None:
     assert encode_compressed(data, Compressor(SHARED)) == encode_message(data)
     assert encode_compressed("", Compressor(SHARED)) == encode_message("")
     assert inflated(payload_of(encode_compressed(data, Compressor(OWN)), 0xC2)) == data
+
+
+def test_empty_messages() -> None:
+    """An empty message is one byte, however many of them there are, and wherever they come."""
+    for setting in (OWN, SHARED):
+        compressor = Compressor(setting)
+        for _ in range(3):
+            assert compressor.compress(b"") == compressor.compress(b"") == b"\x00"
+            assert inflated(Compressor(setting).compress(JSON)) == JSON
+            compressor.compress(JSON)
     assert encode_compressed(b"", Compressor(OWN)) == b"\xc2\x01\x00"
 
 

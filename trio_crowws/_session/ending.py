@@ -58,6 +58,9 @@ SHUTDOWN_HANDLER_GRACE = 1.0
 """Seconds that a handler gets after its connection has closed while the server shuts down."""
 
 
+_FRAMES = {0x81: "text", 0x82: "binary", 0x88: "Close", 0x89: "Ping", 0x8A: "Pong"}
+
+
 class State(Enum):
     """The state of a connection as an application sees it."""
 
@@ -205,7 +208,13 @@ class Ending:
     def _send_close(self, frame: CloseFrame) -> None:
         self._sent = frame
         self._initiate("local")
-        self._transport.write(encode_close(frame.code, frame.reason))
+        self._write(encode_close(frame.code, frame.reason))
+
+    def _write(self, frame: bytes) -> None:
+        """Queue a whole frame."""
+        if self._debug:
+            logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
+        self._transport.write(frame)
 
     def _initiate(self, side: Literal["local", "remote"]) -> None:
         if self._initiator is None:
@@ -396,7 +405,7 @@ class Ending:
             if self._taken == self._paused_mark and not self._transport.blocked:
                 # Nobody reads, so nobody would ever see the end of the stream. A pong that is not asked for (section
                 # 5.5.3) wants no answer, but fails where there is no peer any more.
-                self._transport.write(encode_pong(b""))
+                self._write(encode_pong(b""))
             self._paused_mark = self._taken
             return now + interval
         if self._ping_sent_at is not None and self._last_received >= self._ping_sent_at:
@@ -425,7 +434,7 @@ class Ending:
                 del self._pings[forgotten]
         self._pings[payload] = ping = PingSent(now)
         self._reader.credit_ping()
-        self._transport.write(encode_ping(payload))
+        self._write(encode_ping(payload))
         return ping
 
     def _pong_received(self, payload: bytes) -> None:

@@ -33,6 +33,7 @@ from .tasks import log_failure, sort_out
 
 if TYPE_CHECKING:
     from .._options import Options
+    from .._protocol.framing import Event as FrameEvent
     from .._protocol.framing import FrameReader
     from .._protocol.request import Request
     from .._transport.base import Transport
@@ -114,7 +115,10 @@ class Receiving(Sending):
             return
         reader = self._reader
         inbox = self._inbox
-        for event in reader.receive(data, EVENTS_PER_TURN):
+        events = reader.receive(data, EVENTS_PER_TURN)
+        if self._debug:
+            self._log_received(events)
+        for event in events:
             if not isinstance(event, (str, bytes)):
                 self._take_control(event)
                 inbox = self._inbox
@@ -148,8 +152,6 @@ class Receiving(Sending):
         # Otherwise the end has begun already, and a peer that has ended its direction may still read ours.
 
     def _take_control(self, event: Ping | Pong | CloseReceived | Fault) -> None:
-        if self._debug:
-            logger.debug("[%s] received %s", self.id, type(event).__name__)
         if isinstance(event, Ping):
             self._answer_ping(event.payload)
             if self._callbacks.ping is not None:
@@ -160,6 +162,16 @@ class Receiving(Sending):
                 self._enqueue_control(event)
         else:
             self._take_terminal(event)
+
+    def _log_received(self, events: list[FrameEvent]) -> None:
+        """What came, but never what it says."""
+        for event in events:
+            if isinstance(event, str):
+                logger.debug("[%s] received text of %d characters", self.id, len(event))
+            elif isinstance(event, bytes):
+                logger.debug("[%s] received binary of %d bytes", self.id, len(event))
+            else:
+                logger.debug("[%s] received %s", self.id, type(event).__name__)
 
     def _enqueue_control(self, event: Ping | Pong) -> None:
         if self._phase is Phase.OPEN:

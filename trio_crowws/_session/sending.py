@@ -105,7 +105,7 @@ class Sending(Ending):
         transport = self._transport
         if transport.buffered > self._high_water or self._waiting:
             await self._wait_for_room()
-        transport.write(frame)
+        self._write(frame)
         self.messages_sent += 1
 
     def send_nowait(self, data: str | bytes | bytearray | memoryview) -> bool:
@@ -180,7 +180,7 @@ class Sending(Ending):
                 return Offered.CLOSED
             if transport.buffered and transport.buffered + len(frame) > self._options.send_limit:
                 return self._overflow(frame, room)
-        transport.write(frame)
+        self._write(frame)
         self.messages_sent += 1
         return _SENT
 
@@ -215,7 +215,7 @@ class Sending(Ending):
         if self._transport.blocked:
             self._pong = frame
         else:
-            self._transport.write(frame)
+            self._write(frame)
 
     def drained(self) -> None:
         """Some of what was queued has left: let in what waits."""
@@ -225,10 +225,10 @@ class Sending(Ending):
             return
         if self._pong is not None:
             pong, self._pong = self._pong, None
-            self._transport.write(pong)
+            self._write(pong)
         while self._latest and self._transport.buffered <= self._high_water:
             room = next(iter(self._latest))
-            self._transport.write(self._latest.pop(room))
+            self._write(self._latest.pop(room))
         if not self._latest:
             self._latest = None
         if self._progress is not None:
@@ -237,7 +237,7 @@ class Sending(Ending):
     def _send_close(self, frame: CloseFrame) -> None:
         # What "latest" keeps was sent before the Close, so it stands before the Close frame.
         for kept in (self._latest or {}).values():
-            self._transport.write(kept)
+            self._write(kept)
         self._latest = None
         super()._send_close(frame)
 

@@ -1,0 +1,550 @@
+"""One session, played from the request to the end of the server, with one scope cancelled at one chosen moment.
+
+    sweep = Sweep(script, style="async", cut="route")
+    for number in sweep.points(): ...
+
+A *script* says what the application does and what its peer does. A *play* is one run of it: a server with two
+connections, the subject that the script is about and a canary that must not notice anything. The `Cutter` counts the
+scheduling points of the server's tasks while the chosen scope is open, and cancels it at one of them.
+
+A scheduling point is a moment at which Trio has just suspended a task or is about to go on with it. At the first, a
+cancellation ends the waiting of that very task; at the second it finds a task that was woken for another reason and
+learns of the cancellation when it waits next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import trio
+import trio.testing
+
+from trio_crowws import App, Connection, ConnectionClosed, Handler, Request, Server
+from trio_crowws.testing import FaultyStream, make_frame
+
+__all__ = ["CUTS", "STYLES", "Cut", "Cutter", "Play", "RawPeer", "Script", "Style"]
+
+Style = Literal["session", "async", "sync", "class", "mixed"]
+STYLES: tuple[Style, ...] = ("session", "async", "sync", "class", "mixed")
+
+Cut = Literal["server", "route", "handler", "call"]
+CUTS: tuple[Cut, ...] = ("server", "route", "handler", "call")
+
+PATIENCE = 300
+"""Virtual seconds after which a play that does not end fails."""
+
+UPGRADE = (
+    b"GET /%s HTTP/1.1\r\nHost: testserver\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+class Cutter(trio.abc.Instrument):
+    """Counts scheduling points while a scope is open, and cancels the scope at one of them.
+
+    Where several scopes are open it is about the one that was opened first.
+
+    Args:
+      at: the number of that point, from 1; 0 for none.
+
+    Attributes:
+      points: how many there were.
+      done: whether a scope was cancelled.
+      runnable: the tasks that wait for nothing but their turn.
+      on_cut: called just before the scope is cancelled.
+    """
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._scopes: list[trio.CancelScope] = []
+        self._inside: dict[trio.lowlevel.Task, bool] = {}
+        self.on_cut: Callable[[], None] = lambda: None
+        self.points = 0
+        self.done = False
+        self.runnable: set[trio.lowlevel.Task] = set()
+
+    def count_below(self, root: trio.lowlevel.Task) -> None:
+        """Only tasks at or below `root` count."""
+        self._inside[root] = True
+
+    def open(self, scope: trio.CancelScope) -> None:
+        """Count from now on."""
+        self._scopes.append(scope)
+
+    def shut(self, scope: trio.CancelScope) -> None:
+        """Count no more."""
+        if scope in self._scopes:
+            self._scopes.remove(scope)
+
+    def point(self) -> None:
+        """Count a point."""
+        if self._scopes and not self.done:
+            self.points += 1
+            if self.points == self._at:
+                self.cut(self._scopes[0])
+
+    def cut(self, scope: trio.CancelScope) -> None:
+        """Cancel a scope now."""
+        self.done = True
+        self.on_cut()
+        scope.cancel()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.runnable.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._scopes and self._is_inside(task):
+            self.point()
+        self.runnable.discard(task)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._scopes and self._is_inside(task):
+            self.point()
+
+    def _is_inside(self, task: trio.lowlevel.Task) -> bool:
+        known = self._inside.get(task)
+        if known is None:
+            nursery = task.parent_nursery
+            known = self._inside[task] = nursery is not None and self._is_inside(nursery.parent_task)
+        return known
+
+
+class RawPeer:
+    """A client that sees every byte.
+
+    Attributes:
+      stream: to the server.
+      faults: the server's end, to make it misbehave; `None` on real sockets.
+      received: all bytes of the server.
+      closes: whether it answers a Close frame.
+      pongs: whether it answers pings.
+      messages: what it has sent.
+    """
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, faults: FaultyStream | None) -> None:
+        self.stream = stream
+        self.faults = faults
+        self.received = bytearray()
+        self.closes = True
+        self.pongs = True
+        self.messages: list[str | bytes] = []
+        self.sent_close = False
+        self.gone = False  # it has dropped its stream, or seen it break
+        self._position = 0
+        self._sending = trio.Lock()
+
+    async def send_raw(self, *pieces: bytes) -> None:
+        """Send bytes; the server has read each piece, if it reads at all, before it gets the next."""
+        async with self._sending:
+            for number, piece in enumerate(pieces):
+                if number:
+                    await trio.testing.wait_all_tasks_blocked()
+                try:
+                    await self.stream.send_all(piece)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    self.gone = True
+
+    async def send(self, *messages: str | bytes) -> None:
+        frames = [
+            make_frame(1, message.encode()) if isinstance(message, str) else make_frame(2, message)
+            for message in messages
+        ]
+        self.messages += messages
+        await self.send_raw(b"".join(frames))
+
+    async def send_close(self, code: int = 1000) -> None:
+        self.sent_close = True
+        await self.send_raw(make_frame(8, code.to_bytes(2)))
+
+    async def _more(self) -> bool:
+        try:
+            data = await self.stream.receive_some(65536)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.gone = True
+            data = b""
+        self.received += data
+        return bool(data)
+
+    async def open(self, path: str = "subject") -> int:
+        """Ask for an upgrade; the status of the answer, or 0 if the stream ended before it."""
+        await self.send_raw(UPGRADE % path.encode())
+        return await self.read_head()
+
+    async def read_head(self) -> int:
+        """The status of the answer, or 0 if the stream ended before it."""
+        while (end := self.received.find(b"\r\n\r\n")) < 0:
+            if not await self._more():
+                return 0
+        self._position = end + 4
+        return int(self.received[9:12])
+
+    async def receive(self) -> tuple[int, bytes] | None:
+        """The next frame as opcode and payload; `None` at the end of the stream."""
+        while (frame := self._next_frame()) is None:
+            if not await self._more():
+                return None
+        opcode, payload = frame
+        if opcode == 8 and self.closes and not self.sent_close:
+            self.sent_close = True
+            await self.send_raw(make_frame(8, payload[:2]))
+        elif opcode == 9 and self.pongs:
+            await self.send_raw(make_frame(10, payload))
+        return frame
+
+    def _next_frame(self) -> tuple[int, bytes] | None:
+        frame = next_frame(self.received, self._position)
+        if frame is None:
+            return None
+        opcode, payload, self._position = frame
+        return opcode, payload
+
+    async def receive_message(self) -> bytes | None:
+        """The next message; `None` when a Close frame or the end of the stream came instead."""
+        while (frame := await self.receive()) is not None:
+            if frame[0] in (1, 2):
+                return frame[1]
+            if frame[0] == 8:
+                return None
+        return None
+
+    async def read_to_end(self) -> None:
+        """Behave well until the stream ends."""
+        if self.received.startswith(b"HTTP/1.1 101"):
+            while await self.receive() is not None:
+                pass
+        else:
+            while await self._more():
+                pass
+
+    async def drop(self) -> None:
+        """Drop the stream."""
+        self.gone = True
+        await trio.aclose_forcefully(self.stream)
+
+
+def next_frame(data: bytes | bytearray, position: int) -> tuple[int, bytes, int] | None:
+    """The frame at `position`: opcode, payload, and where it ends; `None` if it is not complete."""
+    if len(data) - position < 2:
+        return None
+    size, start = data[position + 1], position + 2
+    if size >= 126:
+        field = 2 if size == 126 else 8
+        size, start = int.from_bytes(data[start : start + field]), start + field
+    if len(data) < start + size:
+        return None
+    return data[position] & 0x0F, bytes(data[start : start + size]), start + size
+
+
+class MemoryListener(trio.abc.Listener[FaultyStream]):
+    """Accepts memory streams. What is not accepted when it is closed is dropped, as a kernel would."""
+
+    def __init__(self) -> None:
+        self._queue, self._arrivals = trio.open_memory_channel[FaultyStream](math.inf)
+
+    def connect(self) -> RawPeer:
+        near, far = trio.testing.memory_stream_pair()
+        faults = FaultyStream(far)
+        try:
+            self._queue.send_nowait(faults)
+        except trio.BrokenResourceError:
+            far.send_stream.close()
+        return RawPeer(near, faults)
+
+    async def accept(self) -> FaultyStream:
+        return await self._arrivals.receive()
+
+    async def aclose(self) -> None:
+        while True:
+            try:
+                faults = self._arrivals.receive_nowait()
+            except (trio.WouldBlock, trio.ClosedResourceError):
+                break
+            await trio.aclose_forcefully(faults.stream)
+        self._arrivals.close()
+        await trio.lowlevel.checkpoint()
+
+
+class Script:
+    """What an application and its peer do. The defaults make an echo server and a peer that just closes.
+
+    Attributes:
+      options: of the route.
+      styles: in which styles it can be played.
+      calls: the calls that the cut "call" is about.
+      refused: whether the application refuses the request.
+      raises: whether the application raises on purpose.
+      shields: whether the handler shields itself from cancellation.
+      aborts: whether something is aborted on purpose.
+      breaks: whether the stream is broken off.
+      served: whether it needs the `Server`.
+      completes: whether `on_error` and `on_close` end within `callback_timeout`.
+    """
+
+    options: ClassVar[dict[str, Any]] = {}
+    styles: tuple[Style, ...] = STYLES
+    cuts: tuple[Cut, ...] = ("server", "route", "handler")
+    refused = False
+    raises = False
+    shields = False
+    aborts = False
+    breaks = False
+    served = False
+    completes = True
+
+    async def on_accept(self, play: Play, request: Request) -> Any:
+        return None
+
+    async def on_open(self, play: Play, conn: Connection) -> None:
+        pass
+
+    async def on_message(self, play: Play, conn: Connection, message: str | bytes) -> None:
+        await play.send(conn, message)
+
+    async def on_error(self, play: Play, conn: Connection, error: Exception) -> None:
+        pass
+
+    async def on_close(self, play: Play, conn: Connection) -> None:
+        pass
+
+    # The same for plain callbacks.
+
+    def plain_open(self, play: Play, conn: Connection) -> None:
+        pass
+
+    def plain_message(self, play: Play, conn: Connection, message: str | bytes) -> None:
+        play.send_nowait(conn, message)
+
+    async def session(self, play: Play, conn: Connection) -> None:
+        """The messages of the session style."""
+        while True:
+            try:
+                message = await play.receive(conn)
+            except ConnectionClosed:
+                return
+            if message is not None:
+                with play.noted("message", message):
+                    await self.on_message(play, conn, message)
+
+    async def peer(self, play: Play, peer: RawPeer) -> None:
+        """What the peer does once its handshake is done; afterwards it behaves well until the stream ends."""
+        await peer.send_close()
+
+    async def beside(self, play: Play) -> None:
+        """What happens beside, from the moment when the subject connects."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """An event in the life of the subject."""
+
+    name: str
+    value: Any
+    time: float
+
+
+class Play:
+    """One run of a script.
+
+    Attributes:
+      app, server, route, conn: of the subject.
+      notes: what the subject's callbacks saw, in order.
+      sent: the messages whose `send` returned.
+      unsent: those whose `send` was cancelled or raised.
+    """
+
+    app: App
+    server: Server
+    task: trio.lowlevel.Task
+
+    def __init__(self, script: Script, style: Style, cut: Cut, cutter: Cutter) -> None:
+        self.script = script
+        self.style = style
+        self.cut = cut
+        self.cutter = cutter
+        self.conn: Connection | None = None
+        self.notes: list[Note] = []
+        self.sent: list[bytes] = []
+        self.unsent: list[bytes] = []
+        self.children = 0
+        self.scope = trio.CancelScope()  # around the call that serves
+        self.build()
+
+    # What scripts use
+
+    def note(self, name: str, value: Any = None) -> None:
+        self.notes.append(Note(name, value, trio.current_time()))
+
+    @contextmanager
+    def noted(self, name: str, value: Any = None) -> Generator[None]:
+        """Note the beginning and the end of a callback, and whether it came to its own end."""
+        self.note(name, value)
+        try:
+            yield
+            self.note(f"{name} done")
+        finally:
+            self.note(f"{name} end")
+
+    @contextmanager
+    def call(self) -> Generator[trio.CancelScope]:
+        """Around a call of the application; this is what the cut "call" cancels."""
+        with trio.CancelScope() as scope:
+            if self.cut != "call":
+                yield scope
+                return
+            self.cutter.open(scope)
+            self.cutter.point()
+            try:
+                yield scope
+            finally:
+                self.cutter.shut(scope)
+
+    async def send(self, conn: Connection, message: str | bytes) -> bool:
+        """Send a message; `False` if that was cancelled by the cut."""
+        data = message.encode() if isinstance(message, str) else message
+        self.unsent.append(data)
+        with self.call() as scope:
+            await conn.send(message)
+            self.unsent.remove(data)
+            self.sent.append(data)
+        return not scope.cancelled_caught
+
+    def send_nowait(self, conn: Connection, message: str | bytes) -> None:
+        data = message.encode() if isinstance(message, str) else message
+        if conn.send_nowait(message):
+            self.sent.append(data)
+
+    async def receive(self, conn: Connection) -> str | bytes | None:
+        """Receive a message; `None` if that was cancelled by the cut."""
+        with self.call():
+            return await conn.receive()
+        return None
+
+    def child(self, conn: Connection, function: Callable[[], Awaitable[None]]) -> None:
+        """Start a task of the connection."""
+
+        async def run() -> None:
+            self.children += 1
+            try:
+                await function()
+            finally:
+                self.children -= 1
+                assert "close" not in self.names, "a task ran on after on_close had begun"
+
+        conn.start_soon(run)
+
+    @property
+    def names(self) -> list[str]:
+        return [note.name for note in self.notes]
+
+    # The application
+
+    def build(self) -> None:
+        self.app = App(shutdown_grace=3)
+        self.route = self.app.websocket("/subject", **self.script.options)
+        self.build_styled(self.route)
+        canary = self.app.websocket("/canary", ping_interval=None)
+
+        @canary
+        async def sing(conn: Connection) -> None:
+            conn.join("hall")
+            async for message in conn:
+                await conn.send(message)
+
+    async def _on_accept(self, request: Request) -> Any:
+        with self.noted("accept"):
+            return await self.script.on_accept(self, request)
+
+    def _opened(self, conn: Connection) -> None:
+        assert self.conn is None, "opened twice"
+        self.conn = conn
+        self.task = trio.lowlevel.current_task()
+        if self.cut == "handler":
+            self.cutter.open(conn.cancel_scope)
+
+    async def _on_open(self, conn: Connection) -> None:
+        self._opened(conn)
+        with self.noted("open"):
+            await self.script.on_open(self, conn)
+
+    async def _on_message(self, conn: Connection, message: str | bytes) -> None:
+        with self.noted("message", message):
+            await self.script.on_message(self, conn, message)
+
+    async def _on_error(self, conn: Connection, error: Exception) -> None:
+        with self.noted("error", error):
+            await self.script.on_error(self, conn, error)
+
+    async def _on_close(self, conn: Connection, info: Any) -> None:
+        with self.noted("close", info):
+            assert conn not in self.app.connections
+            assert not conn.rooms
+            await self.script.on_close(self, conn)
+
+    async def _session(self, conn: Connection) -> None:
+        await self._on_open(conn)
+        await self.script.session(self, conn)
+
+    def _plain_open(self, conn: Connection) -> None:
+        self._opened(conn)
+        with self.noted("open"):
+            self.script.plain_open(self, conn)
+
+    def _plain_message(self, conn: Connection, message: str | bytes) -> None:
+        with self.noted("message", message):
+            self.script.plain_message(self, conn, message)
+
+    def _plain_error(self, conn: Connection, error: Exception) -> None:
+        with self.noted("error", error):
+            pass
+
+    def _plain_close(self, conn: Connection, info: Any) -> None:
+        with self.noted("close", info):
+            assert conn not in self.app.connections
+            assert not conn.rooms
+
+    def build_styled(self, route: Any) -> None:
+        if self.style == "class":
+            route(self._handler_class())
+            return
+        route.on_accept(self._on_accept)
+        if self.style == "session":
+            route(self._session)
+        elif self.style == "sync":
+            route.on_open(self._plain_open)
+            route.on_message(self._plain_message)
+            route.on_error(self._plain_error)
+            route.on_close(self._plain_close)
+            return
+        elif self.style == "async":
+            route.on_open(self._on_open)
+            route.on_message(self._on_message)
+        else:
+            route.on_open(self._on_open)
+            route.on_message(self._plain_message)
+        route.on_error(self._on_error)
+        route.on_close(self._on_close)
+
+    def _handler_class(self) -> type[Handler]:
+        play = self
+
+        class Subject(Handler):
+            async def on_accept(self, request: Request) -> Any:
+                return await play._on_accept(request)
+
+            async def on_open(self, conn: Connection) -> None:
+                await play._on_open(conn)
+
+            async def on_message(self, conn: Connection, message: str | bytes) -> None:
+                await play._on_message(conn, message)
+
+            async def on_error(self, conn: Connection, error: Exception) -> None:
+                await play._on_error(conn, error)
+
+            async def on_close(self, conn: Connection, info: Any) -> None:
+                await play._on_close(conn, info)
+
+        return Subject
