@@ -16,6 +16,7 @@ import trio
 from ._protocol.handshake import RequestReader, check_upgrade, is_upgrade
 from ._protocol.origin import check_origin
 from ._session.accepting import Reject
+from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.lifecycle import live
 from ._session.opening import Opening
 from ._upgrade import SHUTTING_DOWN, Decider, Undecided, Upgrade, open_connection, produce
@@ -44,6 +45,7 @@ class Admission:
       nurseries: where the connections of each route run.
       tasks: connections and pages that are being served.
       closing: set once; every request from then on gets a 503.
+      close_code: what a connection is told that slips through although the server shuts down.
     """
 
     def __init__(self, site: Site, engine: Engine) -> None:
@@ -57,6 +59,7 @@ class Admission:
         self.nursery: trio.Nursery | None = None
         self.tasks = 0
         self.closing = False
+        self.close_code = 1001
 
     def new_opening(self) -> Opening:
         """The receiver for a transport that was just accepted."""
@@ -94,19 +97,19 @@ class Admission:
             self._dispatch(opening, request)
         except HandshakeError as error:
             if is_upgrade(request):
-                self._site.tally.refused += 1
+                self._site._tally.refused += 1
             opening.refuse(error)
 
     def _dispatch(self, opening: Opening, request: Request) -> None:
         if self.closing:
             raise SHUTTING_DOWN
         segments = request.segments
-        found = self._site.find_route(segments)
+        found = self._site._find_route(segments)
         if found is not None and is_upgrade(request):
             request.path_params = found[1]
             self._dispatch_upgrade(opening, request, found[0])
             return
-        page = self._site.find_page(segments)
+        page = self._site._find_page(segments)
         if page is not None:
             request.path_params = page[1]
             self._dispatch_page(opening, request, page[0])
@@ -125,7 +128,7 @@ class Admission:
         accept = check_upgrade(request)
         opening.allow(route.options.handshake_timeout)
         limit = self._site.options.max_connections
-        if limit is not None and self._site.occupied >= limit:
+        if limit is not None and self._site._occupied >= limit:
             raise HandshakeError(503, "too many connections", _RETRY)
         try:
             check_origin(route.options.origins, request)
@@ -138,7 +141,7 @@ class Admission:
         if nursery is None or nursery.cancel_scope.cancel_called:
             raise HandshakeError(503, "this route is not being served", _RETRY)
         self._start(nursery, self._run_connection, Upgrade(opening, request, route, callbacks, accept, nursery))
-        self._site.occupied += 1
+        self._site._occupied += 1
 
     def _start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
         try:
@@ -178,7 +181,7 @@ class Admission:
                 del upgrade  # what only the handshake needed is not kept for the life of the connection
                 await life
         finally:
-            self._site.occupied -= 1
+            self._site._occupied -= 1
             self._task_ended()
 
     async def _accept(self, upgrade: Upgrade) -> Connection | None:
@@ -187,7 +190,7 @@ class Admission:
             outcome = await self._decider.decide(opening, request, upgrade.callbacks.accept)
             if not isinstance(outcome, Reject):
                 connection_id = f"c{next(_connection_numbers)}"
-                return open_connection(connection_id, upgrade, outcome, self._engine.timers, self._site.registry)
+                return open_connection(connection_id, upgrade, outcome, self._engine.timers, self._site._registry)
             opening.respond(outcome)
             logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
         except Undecided as undecided:
@@ -197,7 +200,7 @@ class Admission:
         except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
             opening.refuse(SHUTTING_DOWN)
             raise
-        self._site.tally.refused += 1
+        self._site._tally.refused += 1
         return None
 
 
@@ -216,14 +219,15 @@ class Membership:
         """The connection is open."""
         self._conn.request.compact()
         self._admission.connections.add(self._conn)
-        self._site.enter(self._conn, self._route)
+        self._site._enter(self._conn, self._route)
         if self._admission.closing:  # it slipped through while the others were told
-            self._conn.close_nowait(1001)
+            self._conn._hurry(SHUTDOWN_HANDLER_GRACE)
+            self._conn.close_nowait(self._admission.close_code)
 
     def leave(self) -> None:
         """The connection has ended: out of all rooms and lists."""
         self._admission.connections.discard(self._conn)
-        self._site.leave(self._conn, self._route)
+        self._site._leave(self._conn, self._route)
 
 
 def _internal_error(request: Request, error: Exception) -> HandshakeError:

@@ -60,9 +60,9 @@ class App(Site):
         Cancellation: peers get Close 1001, every `on_close` runs, then the cancellation goes on; see the topic guide on
         shutdown.
         """
-        self.check_routes()
+        self._check_routes()
         sockets = [open_unix(unix, backlog)] if unix is not None else await open_tcp(host, port, backlog)
-        await Server(self).serve_sockets(sockets, ssl_context, task_status)
+        await Server(self)._serve_sockets(sockets, ssl_context, task_status)
 
     async def serve_listeners(
         self,
@@ -77,10 +77,10 @@ class App(Site):
 
         Cancellation: as for `serve`.
         """
-        self.check_routes()
+        self._check_routes()
         if not listeners:
             raise ValueError("serve_listeners needs at least one listener")
-        await Server(self).serve_listeners(listeners, task_status)
+        await Server(self)._serve_listeners(listeners, task_status)
 
     async def serve_stream(
         self, stream: trio.abc.Stream, *, remote_address: Address = None, local_address: Address = None
@@ -94,8 +94,8 @@ class App(Site):
 
         Cancellation: as for `serve`.
         """
-        self.check_routes()
-        await Server(self).serve_stream(stream, local_address, remote_address)
+        self._check_routes()
+        await Server(self)._serve_stream(stream, local_address, remote_address)
 
     def run(
         self,

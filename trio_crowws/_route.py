@@ -186,11 +186,11 @@ class Route:
                 f"the route {self.path!r} has no handler; give it a session function, a Handler, or callbacks"
             )
 
-    def enter(self, conn: Connection) -> None:
+    def _enter(self, conn: Connection) -> None:
         """List a connection that has been opened."""
         self._connections.add(conn)
 
-    def leave(self, conn: Connection) -> None:
+    def _leave(self, conn: Connection) -> None:
         """Take a connection that has ended out of the list."""
         self._connections.discard(conn)
 

@@ -133,6 +133,7 @@ class Server:
         code, _ = check_close(code, "")
         if self._shutdown is None:
             self._shutdown = _Shutdown(grace, code, spread)
+            self._admission.close_code = code
             self._asked.set()
         await self._finished.wait()
 
@@ -156,7 +157,7 @@ class Server:
 
     # The ways to serve
 
-    async def serve_sockets(
+    async def _serve_sockets(
         self,
         listening: list[ListeningSocket],
         ssl_context: ssl.SSLContext | None,
@@ -166,7 +167,7 @@ class Server:
         self._ssl_context = ssl_context
         await self._serve(listening, (), task_status)
 
-    async def serve_listeners(
+    async def _serve_listeners(
         self, listeners: Sequence[trio.abc.Listener[Any]], task_status: trio.TaskStatus[Server]
     ) -> None:
         """Serve on the application's listeners until the server is closed.
@@ -183,7 +184,7 @@ class Server:
                 for listener in others:
                     await trio.aclose_forcefully(listener)
 
-    async def serve_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
+    async def _serve_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
         """Serve one connection over `stream`."""
 
         async def serve() -> None:
@@ -220,7 +221,7 @@ class Server:
 
     async def _run(self, serve: Callable[[], Awaitable[None]]) -> None:
         """Run `serve()` in its nurseries, then shut down."""
-        self._site.warn_about_options()
+        self._site._warn_about_options()
         try:
             async with trio.open_nursery() as outer:
                 outer.start_soon(self._engine.run)
@@ -270,7 +271,7 @@ class Server:
         for number, conn in enumerate(conns):
             if spread:
                 await trio.sleep_until(start + spread * number / len(conns))
-            conn.hurry(SHUTDOWN_HANDLER_GRACE)
+            conn._hurry(SHUTDOWN_HANDLER_GRACE)
             conn.close_nowait(code)
         with trio.move_on_after(grace):
             await self._admission.wait_quiet()

@@ -33,9 +33,9 @@ class Site:
         self._pages: Router[HTTPRoute] = Router("HTTP route")
         self._middlewares: list[Callback] = []
         self._connections: set[Connection] = set()
-        self.registry = Rooms()
-        self.tally = Tally()
-        self.occupied = 0  # connections that are open or being decided about, for max_connections
+        self._registry = Rooms()
+        self._tally = Tally()
+        self._occupied = 0  # connections that are open or being decided about, for max_connections
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {len(self.routes)} routes and {len(self._connections)} connections>"
@@ -106,12 +106,12 @@ class Site:
         """
         if not isinstance(name, str):
             raise TypeError(f"the name of a room must be a str, not {type(name).__name__}")
-        return Room(self.registry, name)
+        return Room(self._registry, name)
 
     @property
     def rooms(self) -> frozenset[str]:
         """The names of the rooms that have members."""
-        return self.registry.names()
+        return self._registry.names()
 
     def publish(
         self, room: str, data: str | bytes | bytearray | memoryview, *, exclude: Iterable[Connection] = ()
@@ -132,7 +132,7 @@ class Site:
         Raises:
           TypeError: the data or the name is of another type; nothing was sent.
         """
-        return self.registry.publish(room, data, exclude)
+        return self._registry.publish(room, data, exclude)
 
     def broadcast(self, data: str | bytes | bytearray | memoryview) -> PublishResult:
         """Send `data` to every open connection; see `publish`."""
@@ -140,7 +140,7 @@ class Site:
 
     def stats(self) -> Stats:
         """Counters since the application was made."""
-        return self.tally.stats(self._connections)
+        return self._tally.stats(self._connections)
 
     # For the server
 
@@ -149,33 +149,28 @@ class Site:
         """The WebSocket routes, in order of registration."""
         return tuple(self._routes)
 
-    @property
-    def middlewares(self) -> Sequence[Callback]:
-        """What is asked before every upgrade and every HTTP route."""
-        return self._middlewares
-
-    def find_route(self, segments: list[str]) -> tuple[Route, dict[str, str | int]] | None:
+    def _find_route(self, segments: list[str]) -> tuple[Route, dict[str, str | int]] | None:
         """The WebSocket route for a path, and the values of its parameters."""
         return self._routes.find(segments)
 
-    def find_page(self, segments: list[str]) -> tuple[HTTPRoute, dict[str, str | int]] | None:
+    def _find_page(self, segments: list[str]) -> tuple[HTTPRoute, dict[str, str | int]] | None:
         """The HTTP route for a path, and the values of its parameters."""
         return self._pages.find(segments)
 
-    def enter(self, conn: Connection, route: Route) -> None:
+    def _enter(self, conn: Connection, route: Route) -> None:
         """List a connection that has been opened."""
         self._connections.add(conn)
-        route.enter(conn)
-        self.tally.accepted += 1
+        route._enter(conn)
+        self._tally.accepted += 1
 
-    def leave(self, conn: Connection, route: Route) -> None:
+    def _leave(self, conn: Connection, route: Route) -> None:
         """Take a connection that has ended out of all rooms and lists."""
-        self.registry.leave_all(conn)
+        self._registry.leave_all(conn)
         self._connections.discard(conn)
-        route.leave(conn)
-        self.tally.add(conn)
+        route._leave(conn)
+        self._tally.add(conn)
 
-    def warn_about_options(self) -> None:
+    def _warn_about_options(self) -> None:
         """Say loudly what is for debugging only."""
         for route in self._routes:
             if route.options.allow_unmasked:
@@ -183,7 +178,7 @@ class Site:
                     "the route %s accepts frames without a mask, against RFC 6455: for debugging only", route.path
                 )
 
-    def check_routes(self) -> None:
+    def _check_routes(self) -> None:
         """Raises ValueError for a route without a handler."""
         for route in self._routes:
             route.check()

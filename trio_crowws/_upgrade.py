@@ -76,7 +76,7 @@ class Decider:
         if opening.answered:  # the server began to shut down before this task had its first turn
             raise Undecided(SHUTTING_DOWN)
         outcome: Accept | Reject = Accept()
-        for callback in self._site.middlewares:
+        for callback in self._site._middlewares:
             outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
             if isinstance(outcome, Reject):
                 return outcome

@@ -73,7 +73,8 @@ class FaultyStream(trio.abc.HalfCloseableStream):
 
     def stall(self) -> None:
         """From now on nothing that is sent arrives, and `send_all` waits: a peer that does not read."""
-        self._flowing = trio.Event()
+        if self._flowing.is_set():
+            self._flowing = trio.Event()
 
     def flow(self) -> None:
         """Undo `stall`."""

@@ -249,7 +249,7 @@ def check_nothing_left(play: Play) -> None:
     assert not play.app.connections
     assert not play.route.connections
     assert not play.app.rooms
-    assert play.app.occupied == 0
+    assert play.app._occupied == 0
 
 
 def check_log(play: Play, log: Log) -> None:

@@ -67,13 +67,14 @@ FAULTS: dict[str, tuple[bytes, int, type[ProtocolError]]] = {
 }
 
 CLOSE_CODES = st.sampled_from([1000, 1001, 1008, 3000, 4999])
+RUSH = st.sampled_from([False, False, False, True])
 SPLITS = st.lists(st.integers(1, 40), max_size=3).map(tuple)
 Side = Literal["local", "remote"]
 
 
 def step(kind: str, value: st.SearchStrategy[Any] | None = None, *, split: bool = False) -> st.SearchStrategy[Step]:
     return st.builds(
-        Step, st.just(kind), st.none() if value is None else value, SPLITS if split else st.just(()), st.booleans()
+        Step, st.just(kind), st.none() if value is None else value, SPLITS if split else st.just(()), RUSH
     )
 
 

@@ -284,10 +284,10 @@ class Connection(Receiving):
 
     def _child_failed(self, error: Exception) -> None:
         """A task of `start_soon` has raised: the handler is cancelled, and the connection ends with 1011."""
-        self.fail(error)
+        self._fail(error)
         self._scope.cancel()
 
-    async def end_children(self) -> None:
+    async def _end_children(self) -> None:
         """Cancel the tasks of `start_soon` and wait until they have ended."""
         if self._children is not None:
             await self._children.end(self._options.callback_timeout)

@@ -293,12 +293,12 @@ class Ending:
         self._timers.tick()
         self._apply(Event.LOCAL_CLOSE, CloseFrame(code, reason))
 
-    def fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         """The application raised: the peer gets 1011 and no text (the text could hold secrets)."""
         self._record(error, "local")
         self._begin_local_close(1011)
 
-    def hurry(self, grace: float) -> None:
+    def _hurry(self, grace: float) -> None:
         """The server shuts down: a handler that still runs when its connection has closed gets less time."""
         self._handler_grace = min(self._handler_grace, grace)
         if self._phase is Phase.CLOSED:
@@ -355,11 +355,11 @@ class Ending:
                 self._answer_due = min(now + ANSWER_STEP, self._answer_limit)
             return self._answer_due
         if self._phase is not Phase.CLOSED and now >= self._close_deadline:
-            self.give_up_closing()
+            self._give_up_closing()
             return None
         return self._close_deadline
 
-    def finish(self, code: int) -> None:
+    def _finish(self, code: int) -> None:
         """The handler is done: close with `code`, or answer the peer that has closed."""
         self._timers.tick()
         if self._phase is Phase.ANSWERING:
@@ -367,7 +367,7 @@ class Ending:
         elif self._phase is Phase.OPEN:
             self._begin_local_close(code)
 
-    def give_up_closing(self) -> None:
+    def _give_up_closing(self) -> None:
         """The peer had its time to finish the closing handshake."""
         if self._phase is not Phase.CLOSED:
             self._record(CloseTimeout("the peer did not finish the closing handshake in time"), "local")

@@ -64,20 +64,20 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     try:
         with conn.cancel_scope:
             conn.cancel_scope.deadline = deadline
-            await conn.wait_flushed()
+            await conn._wait_flushed()
             if conn.is_open:
                 conn.cancel_scope.deadline = math.inf
                 opened = True
                 listed.enter()
                 _log_start(conn)
-                conn.begin(early_data)
+                conn._begin(early_data)
                 del early_data
-                if conn.callbacks.session is not None:
-                    await _call_unprotected(conn.callbacks.session, conn)
+                if conn._callbacks.session is not None:
+                    await _call_unprotected(conn._callbacks.session, conn)
                 else:
-                    if conn.callbacks.open is not None:
-                        await _call_unprotected(conn.callbacks.open, conn)
-                    await conn.run_callbacks()
+                    if conn._callbacks.open is not None:
+                        await _call_unprotected(conn._callbacks.open, conn)
+                    await conn._run_callbacks()
             finished = True
     except GeneratorExit:
         raise  # Trio itself has crashed; nothing can be awaited any more
@@ -85,7 +85,7 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
         pending = _handler_raised(conn, error)
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:
         logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
-    conn.finish(1000 if finished else 1001)
+    conn._finish(1000 if finished else 1001)
     await _end(conn, listed if opened else None, pending)
 
 
@@ -94,14 +94,14 @@ def _handler_raised(conn: Connection, error: BaseException) -> BaseException | N
     own, pending = sort_out(conn.id, error)
     if own is not None:
         log_failure(conn, "the handler", own)
-        conn.fail(own)
+        conn._fail(own)
     return pending
 
 
 async def _end(conn: Connection, listed: Listed | None, pending: BaseException | None) -> None:
     """The four steps after the handler; the last two only for a connection that was opened, and so is listed."""
     pending = await _close(conn, pending)
-    await conn.end_children()
+    await conn._end_children()
     try:
         if listed is not None:
             await _say_goodbye(conn, listed)
@@ -122,14 +122,14 @@ async def _close(conn: Connection, pending: BaseException | None) -> BaseExcepti
         # Shielded, so that a cooperative peer of a cancelled connection sees 1001; the deadline is short.
         with trio.CancelScope(deadline=trio.current_time() + CANCELLED_GRACE, shield=True):
             await conn.wait_closed()
-    conn.give_up_closing()
+    conn._give_up_closing()
     return pending
 
 
 async def _say_goodbye(conn: Connection, listed: Listed) -> None:
     info = conn.close_info
     assert info is not None
-    callbacks = conn.callbacks
+    callbacks = conn._callbacks
     deadline = trio.current_time() + conn.options.callback_timeout
     try:
         if info.error is not None and callbacks.error is not None:

@@ -93,12 +93,7 @@ class Receiving(Sending):
         self.messages_received = 0
         self.bytes_received = 0
 
-    @property
-    def callbacks(self) -> Callbacks:
-        """What is called now; `set_handler` exchanges it."""
-        return self._callbacks
-
-    def begin(self, early_data: bytes) -> None:
+    def _begin(self, early_data: bytes) -> None:
         """Take the frames that came together with the request, and read on."""
         if early_data:
             self.feed(early_data)
@@ -216,7 +211,7 @@ class Receiving(Sending):
             own, _ = sort_out(self.id, error)
             if own is not None:
                 log_failure(self, "the handler", own)
-                self.fail(own)
+                self._fail(own)
         except BaseException as error:
             # SystemExit and its like end the program, but by way of the connection's task, as from an async callback:
             # whoever feeds has to live on, or no peer would hear of it.
@@ -268,7 +263,7 @@ class Receiving(Sending):
             await self._call_control(event)
 
     @trio.lowlevel.disable_ki_protection
-    async def run_callbacks(self) -> None:
+    async def _run_callbacks(self) -> None:
         """Call the callbacks for every message, until the connection has ended and the inbox is empty."""
         event: str | bytes | Ping | Pong | None
         while True:

@@ -129,7 +129,7 @@ class Sending(Ending):
         """Bytes that are queued and not yet taken by the operating system."""
         return self._transport.buffered
 
-    async def wait_flushed(self) -> None:
+    async def _wait_flushed(self) -> None:
         """Wait until nothing is queued, or the connection is closing. Cancellation stops the waiting only."""
         await self._wait_for_queue(0)
 
