@@ -981,7 +981,7 @@ async def test_the_last_callbacks_share_a_deadline(autojump_clock: trio.testing.
 
 async def assert_ends(site: Site) -> None:
     await site.server.aclose()
-    assert site.ended.is_set()
+    await site.ended.wait()
 
 
 async def test_a_handler_that_outlives_its_connection_is_cancelled(autojump_clock: trio.testing.MockClock) -> None:

@@ -143,11 +143,9 @@ async def test_a_task_may_close_its_connection(kind: Kind) -> None:
 
     recorder = Recorder(app, hooks={"open": lambda conn: conn.start_soon(close, conn)})
     async with serving(app, kind) as site, site.connect() as peer:
-        frame = CloseFrame(4000, "time is up")
+        frame = CloseFrame(4000, "time")
         assert await peer.receive_close() == frame
-        await recorder.check_end(
-            4000, "time is up", clean=True, initiator="local", sent=frame, received=frame, error=None
-        )
+        await recorder.check_end(4000, "time", clean=True, initiator="local", sent=frame, received=frame, error=None)
 
 
 async def test_a_task_that_does_not_react_is_waited_for_in_vain(

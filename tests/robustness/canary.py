@@ -1,7 +1,7 @@
 """A client that measures, while others attack, how long an honest peer has to wait.
 
-It is a process of its own, because in a test's process it would measure how busy the attackers are. It needs nothing but
-the standard library, so that it starts quickly.
+It is a process of its own, because in a test's process it would measure how busy the attackers are. It needs nothing
+but the standard library, so that it starts quickly.
 """
 
 from __future__ import annotations

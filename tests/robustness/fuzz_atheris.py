@@ -4,8 +4,9 @@
     PYTHONPATH=.:tests python tests/robustness/fuzz_atheris.py handshake -max_total_time=3600 corpus/handshake
     PYTHONPATH=.:tests python tests/robustness/fuzz_atheris.py frames -max_total_time=3600 corpus/frames
 
-Everything behind the name of the target is for libFuzzer, as the folder in which it keeps what it has found interesting.
-What breaks a target is written to a file `crash-...`; give that file in place of the folder to see it again.
+Everything behind the name of the target is for libFuzzer, as the folder in which it keeps what it has found
+interesting. What breaks a target is written to a file `crash-...`; give that file in place of the folder to see it
+again.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ __all__ = ["PATHS", "attack", "check_frames", "check_handshake", "upgrade_to"]
 
 PATHS = ("/echo", "/plain", "/busy")
 
-app = App(max_payload=4096, max_fragments=16, control_rate=(10, 10), send_limit=8192, max_header_bytes=4096, max_headers=20)
+app = App(
+    max_payload=4096, max_fragments=16, control_rate=(10, 10), send_limit=8192, max_header_bytes=4096, max_headers=20
+)
 
 
 @app.websocket("/echo")

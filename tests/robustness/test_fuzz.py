@@ -6,6 +6,7 @@ For long runs there is `fuzz_atheris.py`, which attacks the same targets.
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from robustness.targets import PATHS, attack, check_frames, check_handshake, upg
 from support.heads import UPGRADE
 from trio_crowws.testing import make_frame
 
-fuzz = settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck))
+fuzz = settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CUTS = st.lists(st.integers(0, 2000), max_size=6)
 
@@ -22,12 +23,25 @@ CUTS = st.lists(st.integers(0, 2000), max_size=6)
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     """`data` in pieces, cut at these places."""
     places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
-    return [data[start:stop] for start, stop in zip(places, places[1:], strict=False)]
+    return [data[start:stop] for start, stop in pairwise(places)]
 
 
 NAMES = st.sampled_from([*UPGRADE, "Origin", "Cookie", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Expect"])
 TOKENS = st.sampled_from(
-    [*UPGRADE.values(), "chunked", "0", "12", "8", "h2c", "null", "http://example.org", "permessage-deflate", "close", ",", ";"]
+    [
+        *UPGRADE.values(),
+        "chunked",
+        "0",
+        "12",
+        "8",
+        "h2c",
+        "null",
+        "http://example.org",
+        "permessage-deflate",
+        "close",
+        ",",
+        ";",
+    ]
 )
 VALUES = st.one_of(
     TOKENS.map(str.encode),
@@ -36,14 +50,18 @@ VALUES = st.one_of(
     st.integers(0, 6000).map(lambda size: b"x" * size),
 )
 HEADER = st.tuples(
-    st.one_of(NAMES.map(str.encode), st.sampled_from([b"Content-Length", b"Transfer-Encoding"]), st.binary(max_size=12)),
+    st.one_of(
+        NAMES.map(str.encode), st.sampled_from([b"Content-Length", b"Transfer-Encoding"]), st.binary(max_size=12)
+    ),
     st.sampled_from([b": ", b":", b" : ", b""]),
     VALUES,
     st.sampled_from([b"\r\n", b"\n", b"\r", b"\r\n ", b""]),
 ).map(b"".join)
 RIGHT = [f"{name}: {value}\r\n".encode() for name, value in UPGRADE.items()]
 START = st.one_of(
-    st.sampled_from([f"GET {path} HTTP/1.1\r\n".encode() for path in (*PATHS, "/page/x", "/%ff", "//", "*", "http://a/echo")]),
+    st.sampled_from(
+        [f"GET {path} HTTP/1.1\r\n".encode() for path in (*PATHS, "/page/x", "/%ff", "//", "*", "http://a/echo")]
+    ),
     st.tuples(
         st.sampled_from([b"GET", b"HEAD", b"POST", b"get", b"", b"\xff"]),
         st.sampled_from([b" ", b"\t", b"  ", b""]),
@@ -85,11 +103,20 @@ FRAME = st.one_of(
     PLAIN,
     PLAIN,
     st.builds(make_frame, st.sampled_from([0, 1, 2]), PAYLOADS, fin=st.booleans()),
-    st.builds(make_frame, st.integers(0, 15), PAYLOADS, fin=st.booleans(), rsv=st.sampled_from([0, 0, 0, 1, 4]), mask=st.booleans()),
-    st.builds(make_frame, st.just(8), PAYLOADS),
-    st.tuples(st.sampled_from([b"\x81", b"\x82", b"\x01", b"\x88"]), st.sampled_from([b"\xfe", b"\xff"]), st.binary(max_size=12)).map(
-        b"".join
+    st.builds(
+        make_frame,
+        st.integers(0, 15),
+        PAYLOADS,
+        fin=st.booleans(),
+        rsv=st.sampled_from([0, 0, 0, 1, 4]),
+        mask=st.booleans(),
     ),
+    st.builds(make_frame, st.just(8), PAYLOADS),
+    st.tuples(
+        st.sampled_from([b"\x81", b"\x82", b"\x01", b"\x88"]),
+        st.sampled_from([b"\xfe", b"\xff"]),
+        st.binary(max_size=12),
+    ).map(b"".join),
     st.binary(max_size=20),
 )
 

@@ -6,12 +6,10 @@ asks all the while how long it has to wait.
 
 from __future__ import annotations
 
-import os
 import random
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import pairwise
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -20,7 +18,7 @@ from robustness.canary import canary, show
 from robustness.formula import handshake_bytes, worst_bytes
 from robustness.victim import KIB, MIB, OPTIONS, Victim, victim
 from support.heads import UPGRADE, write_head
-from support.rawclient import Answer, RawClient, open_raw, upgrade
+from support.rawclient import RawClient, open_raw, upgrade
 from trio_crowws._options import Options
 from trio_crowws.testing import make_frame
 
@@ -51,10 +49,8 @@ async def tell(server: Victim, data: bytes) -> bytes:
     said = bytearray()
 
     async def send(stream: trio.SocketStream) -> None:
-        try:
+        with suppress(trio.BrokenResourceError):  # it has heard enough
             await stream.send_all(data)
-        except trio.BrokenResourceError:
-            pass  # it has heard enough
 
     with trio.fail_after(10):
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
@@ -123,7 +119,22 @@ def close_code(said: bytes) -> int | None:
 # The opening handshake
 
 LINES = [*UPGRADE.items(), ("Origin", "http://example.org"), ("Sec-WebSocket-Protocol", "chat, superchat")]
-BAD_BYTES = [b"\x00", b"\n", b"\r", b"\r\n ", b"\x7f", b"\xff", b"\xc3\x28", b" ", b"\t", b":", b",", b";=\"", b"%", b"("]
+BAD_BYTES = [
+    b"\x00",
+    b"\n",
+    b"\r",
+    b"\r\n ",
+    b"\x7f",
+    b"\xff",
+    b"\xc3\x28",
+    b" ",
+    b"\t",
+    b":",
+    b",",
+    b';="',
+    b"%",
+    b"(",
+]
 
 
 def mutated_requests() -> Generator[bytes]:
@@ -154,13 +165,18 @@ async def test_mutated_handshakes(server: Victim) -> None:
     """Whatever is done to any header, there is one complete answer: a 101, or a refusal of the right family."""
     requests = [request + make_frame(8, struct.pack("!H", 1000)) for request in mutated_requests()]
     statuses = [only_answer(said)[0] for said in await tell_each(server, requests)]
-    show(f"{len(statuses)} requests: " + ", ".join(f"{status}: {statuses.count(status)}" for status in sorted({*statuses})))
+    show(
+        f"{len(statuses)} requests: "
+        + ", ".join(f"{status}: {statuses.count(status)}" for status in sorted({*statuses}))
+    )
     assert {*statuses} == {101, 400, 403, 426, 431}
 
 
 async def test_a_missing_header_is_never_a_101(server: Victim) -> None:
     """Without any one of the five headers that an upgrade needs there is no upgrade."""
-    requests = [write_head([line for line in UPGRADE.items() if line[0] != name], "GET /echo HTTP/1.1") for name in UPGRADE]
+    requests = [
+        write_head([line for line in UPGRADE.items() if line[0] != name], "GET /echo HTTP/1.1") for name in UPGRADE
+    ]
     for said in await tell_each(server, requests):
         assert only_answer(said)[0] in (400, 426)
 
@@ -190,7 +206,9 @@ async def test_oversized_and_foreign_requests(server: Victim, request_bytes: byt
 
 async def test_noise(server: Victim) -> None:
     """Random bytes are refused with a complete answer, before and behind a good request line."""
-    requests = [prefix + SOURCE.randbytes(20_000) for prefix in (b"", b"GET /echo HTTP/1.1\r\n", b"GET ") for _ in range(30)]
+    requests = [
+        prefix + SOURCE.randbytes(20_000) for prefix in (b"", b"GET /echo HTTP/1.1\r\n", b"GET ") for _ in range(30)
+    ]
     for said in await tell_each(server, requests):
         assert 400 <= only_answer(said)[0] < 500
 
@@ -398,7 +416,12 @@ async def test_floods(server: Victim, piece: bytes, code: int) -> None:
 
 
 async def hold(
-    server: Victim, count: int, act: Callable[[RawClient], Awaitable[None]], *, path: str = "/echo", seconds: float = 1.0
+    server: Victim,
+    count: int,
+    act: Callable[[RawClient], Awaitable[None]],
+    *,
+    path: str = "/echo",
+    seconds: float = 1.0,
 ) -> float:
     """The most memory that each of `count` peers takes while they `act`, in bytes."""
     await server.settle()
@@ -440,14 +463,20 @@ COUNT = 8
     [
         pytest.param("/echo", forever(make_frame(9, bytes(125)) * 500), id="pings without reading"),
         pytest.param("/echo", forever(make_frame(10, bytes(125)) * 500), id="pongs"),
-        pytest.param("/echo", forever(make_frame(0, b"", fin=False) * 500, make_frame(1, fin=False)), id="empty fragments"),
-        pytest.param("/echo", forever(make_frame(0, b"x", fin=False) * 500, make_frame(1, fin=False)), id="tiny fragments"),
+        pytest.param(
+            "/echo", forever(make_frame(0, b"", fin=False) * 500, make_frame(1, fin=False)), id="empty fragments"
+        ),
+        pytest.param(
+            "/echo", forever(make_frame(0, b"x", fin=False) * 500, make_frame(1, fin=False)), id="tiny fragments"
+        ),
         pytest.param("/deaf", forever(make_frame(1, b"x") * 2000), id="tiny messages that nobody takes"),
         pytest.param("/deaf", forever(make_frame(1, "😀".encode() * 15_000) * 5), id="text that nobody takes"),
         pytest.param("/plain", forever(make_frame(1, b"x") * 2000), id="tiny echoes without reading"),
     ],
 )
-async def test_floods_of_a_trusting_server(trusting: Victim, path: str, act: Callable[[RawClient], Awaitable[None]]) -> None:
+async def test_floods_of_a_trusting_server(
+    trusting: Victim, path: str, act: Callable[[RawClient], Awaitable[None]]
+) -> None:
     """Where the rates are not limited a flood takes no more memory than the formula says, and others are served."""
     each = await hold(trusting, COUNT, act, path=path)
     assert each < worst_bytes(LIMITS, text=True, largest=PAYLOAD) + NOISE / COUNT
@@ -481,7 +510,9 @@ async def test_data_behind_a_close_frame(server: Victim, path: str) -> None:
         pytest.param(None, id="nothing"),
     ],
 )
-async def test_peers_that_do_not_answer_a_close(server: Victim, act: Callable[[RawClient], Awaitable[None]] | None) -> None:
+async def test_peers_that_do_not_answer_a_close(
+    server: Victim, act: Callable[[RawClient], Awaitable[None]] | None
+) -> None:
     """A peer that does not answer a Close frame is dropped after `close_timeout`, whatever else it sends."""
     with canary(server.port):
         async with together(server, 10, "/goodbye") as clients:

@@ -2,8 +2,8 @@
 
     python victim.py OPTIONS
 
-The argument is JSON: options of the `App`, and `descriptors`, how many the process may have. `Victim` starts it from
-a test and reads from the system what it uses.
+The argument is JSON: options of the `App`; `descriptors`, how many the process may have; and `certificate`, the files
+of certificate and key, for TLS. `victim` starts it from a test, and `Victim` reads from the system what it uses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import resource
+import ssl
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -24,12 +25,15 @@ import trio
 
 from support.processes import port_of, started, status, tail
 from support.rawclient import open_raw, plain
-from trio_crowws import App, Connection
+from trio_crowws import App, Connection, Server
 
-__all__ = ["KIB", "MIB", "Victim", "victim"]
+__all__ = ["KIB", "MIB", "OPTIONS", "Victim", "until", "victim"]
 
 KIB = 1024
 MIB = 1024 * KIB
+
+PATIENCE = 10
+"""Seconds after which what has not ended is taken for lasting."""
 
 OPTIONS: dict[str, Any] = {
     "handshake_timeout": 2,
@@ -77,11 +81,20 @@ def make_app(**options: Any) -> App:
 def main() -> None:
     options = json.loads(sys.argv[1])
     descriptors = options.pop("descriptors", None)
+    certificate = options.pop("certificate", None)
+    context = None
+    if certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*certificate)
     if descriptors is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     logging.basicConfig(level=logging.WARNING)
     app = make_app(**options)
-    app.run("127.0.0.1", 0, on_listening=lambda server: print(f"listening on 127.0.0.1:{server.port}", flush=True))
+
+    def announce(server: Server) -> None:
+        print(f"listening on 127.0.0.1:{server.port}", flush=True)
+
+    app.run("127.0.0.1", 0, ssl_context=context, on_listening=announce)
 
 
 class Victim:
@@ -117,12 +130,9 @@ class Victim:
             answer: dict[str, int] = json.loads((await client.refused()).body)
         return answer
 
-    async def wait_quiet(self, descriptors: int, timeout: float = 10) -> None:
+    async def wait_quiet(self, descriptors: int) -> None:
         """Wait until it has let go of everything but so many descriptors, and give back the memory."""
-        deadline = time.monotonic() + timeout
-        while (now := self.descriptors) > descriptors:
-            assert time.monotonic() < deadline, f"{now} descriptors are open, and {descriptors} were expected"
-            await trio.sleep(0.05)
+        await until(lambda: self.descriptors <= descriptors)
         await self.settle()
 
     def check(self) -> None:
@@ -134,6 +144,14 @@ class Victim:
             if not line.startswith("listening on") and "cannot accept" not in line
         ]
         assert not bad, bad[:40]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what no event tells; the test fails when it takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await trio.sleep(0.02)
 
 
 @contextmanager

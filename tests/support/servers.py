@@ -112,6 +112,7 @@ class MemoryListener(trio.abc.Listener[FaultyStream]):
     def __init__(self, *, lockstep: bool = False) -> None:
         self._make = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
         self._queue, self._arrivals = trio.open_memory_channel[FaultyStream](math.inf)
+        self._closed = False
 
     def connect(self) -> trio.abc.HalfCloseableStream:
         near, far = self._make()
@@ -124,6 +125,11 @@ class MemoryListener(trio.abc.Listener[FaultyStream]):
         return await self._arrivals.receive()
 
     async def aclose(self) -> None:
+        """As the kernel does: whoever was not accepted yet finds the stream closed."""
+        with trio.CancelScope(shield=True):
+            while not self._closed and self._queue.statistics().current_buffer_used:
+                await trio.aclose_forcefully(self._arrivals.receive_nowait())
+        self._closed = True
         self._arrivals.close()
         await trio.lowlevel.checkpoint()
 

@@ -34,7 +34,7 @@ STYLES: tuple[Style, ...] = ("session", "async", "sync", "class", "mixed")
 Cut = Literal["server", "route", "handler", "call"]
 CUTS: tuple[Cut, ...] = ("server", "route", "handler", "call")
 
-PATIENCE = 300
+PATIENCE = 2000
 """Virtual seconds after which a play that does not end fails."""
 
 UPGRADE = (

@@ -73,9 +73,7 @@ Side = Literal["local", "remote"]
 
 
 def step(kind: str, value: st.SearchStrategy[Any] | None = None, *, split: bool = False) -> st.SearchStrategy[Step]:
-    return st.builds(
-        Step, st.just(kind), st.none() if value is None else value, SPLITS if split else st.just(()), RUSH
-    )
+    return st.builds(Step, st.just(kind), st.none() if value is None else value, SPLITS if split else st.just(()), RUSH)
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -90,7 +88,7 @@ STEPS = st.one_of(
     step("cancel send"),
     step("ping"),
     step("publish"),
-    step("child", st.sampled_from(["short", "endless"])),
+    step("child", st.sampled_from([trio.lowlevel.checkpoint, trio.sleep_forever])),
     step("sleep", st.sampled_from([0.05, 1, 45])),
     step("stall"),
     step("flow"),
@@ -173,7 +171,9 @@ class Model:
             self.certain = False
         if step.kind in ("stall", "flow"):
             self.stalled = step.kind == "stall"
-        if self.stalled and step.kind in ("sleep", "send_nowait", "publish"):
+        if step.kind in ("send_nowait", "publish") and (self.stalled or self.rushed is not None):
+            self.certain = False  # it may be too much at once
+        if step.kind == "sleep" and self.stalled:
             self.certain = False
         self.rushed = step if step.rush else None
         self.end = end
@@ -336,7 +336,9 @@ class Life(Script):
             "cancel send": lambda: self.sends and self.sends.pop(0).cancel(),
             "ping": lambda: self.nursery.start_soon(self._wait, conn.ping),
             "publish": lambda: self._publish(conn),
-            "child": lambda: self.play.child(conn, trio.sleep_forever if value == "endless" else trio.lowlevel.checkpoint),
+            "child": lambda: self.play.child(
+                conn, trio.sleep_forever if value == "endless" else trio.lowlevel.checkpoint
+            ),
             "child raises": lambda: self._start_failing(conn),
             "close": lambda: conn.close_nowait(value),
             "close waiting": lambda: self.nursery.start_soon(self._wait, lambda: conn.close(value)),

@@ -47,7 +47,7 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from wsproto import events as wsproto_events
 from wsproto.connection import Connection, ConnectionState, ConnectionType
@@ -55,18 +55,15 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from .._closeinfo import CloseCode
 from ..errors import InvalidUTF8, ProtocolError
 from .chunks import Chunks
+from .deflate import RSV1, Inflater
 from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT, frame_header
 from .limits import ControlRate, Limits
 from .masking import unmask
 
-if TYPE_CHECKING:
-    from .deflate import Inflater
-
 __all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
 
 _DATA: Final = (TEXT, BINARY)
-_RSV1: Final = 0x40
-_COMPRESSED: Final = (TEXT | _RSV1, BINARY | _RSV1)
+_COMPRESSED: Final = (TEXT | RSV1, BINARY | RSV1)
 _PING_PONG: Final = (PING, PONG)
 _MASKED: Final = 0x80  # in the second byte; the rest of that is the length, or says where the length stands
 _LENGTH_FIELD: Final = 0x7F
@@ -297,7 +294,7 @@ class FrameReader:
             events.append(
                 inflater.inflate(
                     unmask(payload, data[start - 4 : start]) if masked and payload else payload,
-                    text=first == TEXT | _RSV1,
+                    text=first == TEXT | RSV1,
                 )
             )
         except ProtocolError as error:

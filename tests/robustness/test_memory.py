@@ -1,0 +1,361 @@
+"""The memory of a connection, term by term as in `docs/topics/memory.md`: each is driven to its limit and measured.
+
+`tracemalloc` counts every byte that Python has allocated, so a few connections are enough. The peers live in the same
+process, but all that they send was made before. What OpenSSL allocates it cannot see, so TLS is measured from outside.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from robustness.canary import show
+from robustness.formula import IDLE, READ, TLS, handshake_bytes, receiving_bytes, sending_bytes
+from robustness.victim import KIB, MIB, until, victim
+from support.certificates import make_tls
+from support.heads import UPGRADE, write_head
+from support.rawclient import open_raw, serving
+from trio_crowws import App, Connection
+from trio_crowws._options import Options
+from trio_crowws.testing import make_frame, shake_hands
+
+COUNT = 3
+"""Connections of which the average is taken."""
+
+SMALL = {"max_payload": 256 * KIB, "send_limit": 256 * KIB, "ping_interval": None, "control_rate": None}
+LIMITS = Options(**SMALL)  # type: ignore[arg-type]
+PAYLOAD = 256 * KIB
+
+
+@pytest.fixture(autouse=True)
+def tracing() -> Generator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def used() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+class Lab:
+    """An application whose connections do what the test says.
+
+    Attributes:
+      conns: the connections, in order, without the first one: that only fills caches, and does nothing.
+      app: the application.
+    """
+
+    def __init__(self, session: Callable[[Connection], Awaitable[None]] | None = None, **options: Any) -> None:
+        self.app = App(**{**SMALL, **options})
+        self.conns: list[Connection] = []
+        self._first: Connection | None = None
+        self._session = session
+        self.base = 0
+        self.app.websocket("/")(self._run)
+
+    async def _run(self, conn: Connection) -> None:
+        if self._first is None:
+            self._first = conn
+        else:
+            self.conns.append(conn)
+            if self._session is not None:
+                await self._session(conn)
+        await conn.wait_closed()
+
+    @asynccontextmanager
+    async def peers(
+        self, count: int = COUNT, *, request: bytes | None = None
+    ) -> AsyncGenerator[list[trio.SocketStream]]:
+        """Peers whose opening handshake is done; in a server that has had another one before."""
+        async with serving(self.app) as server, AsyncExitStack() as stack:
+            streams = []
+            for number in range(count + 1):
+                stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", server.port))
+                await stream.send_all(request or write_head(UPGRADE.items()))
+                assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 101")
+                if number == 0:
+                    self.base = used()
+                streams.append(stream)
+            await until(lambda: len(self.conns) == count)
+            yield streams[1:]
+            for conn in self.conns:
+                conn.abort()
+
+    def each(self, count: int = COUNT) -> float:
+        """Bytes for each of `count` peers, the objects of an idle connection included."""
+        return (used() - self.base) / count
+
+
+async def pour(streams: list[trio.SocketStream], data: bytes) -> None:
+    """Send as much of `data` to each server as it and the kernel take, until nothing moves any more."""
+
+    async def send(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(send, stream)
+        await trio.sleep(0.4)
+        nursery.cancel_scope.cancel()
+
+
+def check(name: str, each: float, at_least: float, at_most: float) -> None:
+    """The term was driven to its limit, and not beyond."""
+    show(f"{name}: {each / KIB:.1f} KiB, between {at_least / KIB:.1f} and {at_most / KIB:.1f}")
+    assert at_least <= each <= at_most, f"{name}: {each / KIB:.1f} KiB"
+
+
+# What the peer sends
+
+WIDE = ("a" * 60_000 + "😀").encode()  # one character that needs four bytes makes all the others take four
+
+# Frames, whether they count as text, and what at least they take for each byte of `receive_buffer`.
+MESSAGES = {
+    "binary of the largest size": (make_frame(2, bytes(PAYLOAD)), False, 1),
+    "binary": (make_frame(2, bytes(10_000)), False, 1),
+    "binary of two bytes": (make_frame(2, b"xx"), False, 0.5),
+    "text of four bytes": (make_frame(1, "😀".encode()), True, 0.8),
+    "text": (make_frame(1, b"x" * 10_000), False, 1),
+    "wide text": (make_frame(1, WIDE), True, 4),
+    "wide text of the largest size": (make_frame(1, b"a" * (PAYLOAD - 4) + "😀".encode()), True, 4),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+async def test_what_waits_for_a_busy_handler(name: str) -> None:
+    """`receive_buffer`: messages that nobody takes, in bytes, and text up to four times that."""
+    frame, text, density = MESSAGES[name]
+    data = frame * max(1, 3 * MIB // len(frame))
+
+    async def busy(conn: Connection) -> None:
+        handled = await conn.receive()
+        await conn.wait_closed()
+        del handled
+
+    lab = Lab(busy)
+    async with lab.peers() as streams:
+        await pour(streams, data)
+        each = lab.each()
+        assert all(conn.is_open for conn in lab.conns)
+    check(name, each, 0.9 * density * LIMITS.read_ahead, receiving_bytes(LIMITS, text=text) + IDLE)
+
+
+@pytest.mark.parametrize("step", [7, 100, 5000, 100_000])
+@pytest.mark.parametrize("opcode", [1, 2])
+async def test_a_message_that_is_still_arriving(opcode: int, step: int) -> None:
+    """`max_payload`: a message of which the last byte is missing, in whatever pieces it has come."""
+    data = make_frame(opcode, b"x" * PAYLOAD)[:-1]
+    if step < 1000:  # a slow start is enough to see what small pieces cost
+        pieces = [data[start : start + step] for start in range(0, 300 * step, step)] + [data[300 * step :]]
+    else:
+        pieces = [data[start : start + step] for start in range(0, len(data), step)]
+    lab = Lab()
+    async with lab.peers() as streams:
+        for stream in streams:
+            for piece in pieces:
+                await stream.send_all(piece)
+                await trio.lowlevel.checkpoint()
+        await trio.sleep(0.05)
+        each = lab.each()
+    check(f"opcode {opcode} in steps of {step}", each, 0.9 * PAYLOAD, 1.2 * PAYLOAD + IDLE)
+
+
+@pytest.mark.parametrize("opcode", [1, 2])
+async def test_a_message_in_many_fragments(opcode: int) -> None:
+    """`max_payload` again: a message in as many fragments as may be takes what its bytes take."""
+    size = PAYLOAD // 1024
+    data = make_frame(opcode, b"x" * size, fin=False) + make_frame(0, b"x" * size, fin=False) * 1022
+    lab = Lab()
+    async with lab.peers() as streams:
+        await pour(streams, data)
+        each = lab.each()
+    check(f"opcode {opcode} in fragments", each, 0.9 * PAYLOAD, 1.2 * PAYLOAD + IDLE + 16 * KIB)
+
+
+async def test_the_last_message_is_not_kept() -> None:
+    """A connection with callbacks that does nothing keeps neither its last message nor what came with its request."""
+    frame = make_frame(2, bytes(60_000))
+    heard: list[int] = []
+    app = App(**SMALL)
+
+    @app.websocket("/").on_message
+    async def count(conn: Connection, message: str | bytes) -> None:
+        heard.append(len(message))
+
+    data = write_head(UPGRADE.items()) + frame + frame
+    base = 0
+    async with serving(app) as server, AsyncExitStack() as stack:
+        for number in range(COUNT + 1):
+            stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", server.port))
+            await stream.send_all(data)
+            await until(lambda: len(heard) == 2)
+            heard.clear()
+            if number == 0:
+                base = used()
+        each = (used() - base) / COUNT
+    check("an idle connection", each, 0, IDLE)
+
+
+# What the peer does not read
+
+
+@pytest.mark.parametrize("size", [1, 20, 600, 5000, 60_000])
+@pytest.mark.parametrize("kind", [str, bytes])
+async def test_what_waits_to_be_sent(kind: type[str] | type[bytes], size: int) -> None:
+    """`send_limit`: what `send_nowait` queues, in messages of any size, and what the kernel is just taking."""
+    large = bytes(LIMITS.send_limit - 100)
+
+    async def push(conn: Connection) -> None:
+        # A part of this is with the kernel, the rest stays; and then as much again as may be.
+        while not conn.buffered:
+            conn.send_nowait(large)
+            await trio.sleep(0.005)
+        while conn.send_nowait("x" * size if kind is str else b"x" * size):
+            assert conn.buffered <= LIMITS.send_limit
+        assert conn.buffered > LIMITS.send_limit - size - 10
+
+    lab = Lab(push, on_slow="drop", send_timeout=None)
+    async with lab.peers():
+        await trio.sleep(0.1)
+        await until(lambda: all(conn.dropped for conn in lab.conns))
+        each = lab.each()
+    check(f"{kind.__name__} of {size}", each, 0.5 * LIMITS.send_limit, sending_bytes(LIMITS, largest=size) + IDLE)
+
+
+@pytest.mark.parametrize("size", [100_000, 300_000])
+async def test_what_waiting_senders_hold(size: int) -> None:
+    """`send` queues one message beyond `send_high_water`, and each task that waits in it holds one more."""
+    senders = 5
+    message = bytes(size)  # the application's own
+
+    async def push(conn: Connection) -> None:
+        async def send() -> None:
+            while True:
+                await conn.send(message)
+
+        for _ in range(senders):
+            conn.start_soon(send)
+        await conn.wait_closed()
+
+    lab = Lab(push, send_timeout=None)
+    async with lab.peers():
+        await trio.sleep(0.5)
+        each = lab.each()
+        assert all(conn.buffered <= LIMITS.send_high_water + size + 10 for conn in lab.conns)
+    at_most = sending_bytes(LIMITS, largest=size, senders=senders) + IDLE + senders * 4 * KIB  # each is a task
+    check(f"{senders} senders of {size}", each, senders * size, at_most)
+
+
+async def test_the_latest_of_each_room() -> None:
+    """With `on_slow="latest"` there is one message more for each room."""
+    rooms, size = 20, 20_000
+
+    async def follow(conn: Connection) -> None:
+        for number in range(rooms):
+            conn.join(f"room {number}")
+
+    lab = Lab(follow, on_slow="latest", send_timeout=None)
+    async with lab.peers():
+        for _ in range(30):
+            for number in range(rooms):
+                lab.app.publish(f"room {number}", b"x" * size)
+            await trio.lowlevel.checkpoint()
+        each = lab.each()
+    # A frame is shared by its subscribers.
+    at_most = sending_bytes(LIMITS, largest=size, rooms=rooms) + IDLE + rooms * KIB
+    check("the latest of each room", each, rooms * size / COUNT, at_most)
+
+
+async def test_pongs_that_nobody_reads() -> None:
+    """A peer that pings for ever and reads nothing has one pong waiting, however many it asked for."""
+    lab = Lab(send_timeout=None)
+    async with lab.peers() as streams:
+        for conn in lab.conns:
+            while conn.buffered < KIB:
+                conn.send_nowait(bytes(50_000))
+                await trio.lowlevel.checkpoint()
+        before = lab.each()
+        await pour(streams, make_frame(9, b"?" * 125) * 20_000)
+        grown = lab.each() - before
+    check("pongs", grown, -READ, 2 * READ)
+
+
+# The opening handshake
+
+LONG_TARGET = "/" + "?" + "%F0%9F%98%80" + "a" * 8000
+HEADS = {
+    "one long header": write_head([*UPGRADE.items(), ("X", "x" * 15_500)]),
+    "many headers": write_head([*UPGRADE.items(), *[(f"X-{n}", "x" * 120) for n in range(90)]]),
+    "many cookies": write_head([*UPGRADE.items(), ("Cookie", "; ".join(f"c{n}=1" for n in range(1900)))]),
+    "a long target": write_head([*UPGRADE.items(), ("X", "x" * 7000)], f"GET {LONG_TARGET} HTTP/1.1"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+async def test_what_is_kept_of_a_request(name: str) -> None:
+    """`max_header_bytes`: an open connection keeps its request, also when its handler has looked at all of it."""
+
+    async def look(conn: Connection) -> None:
+        assert conn.request.headers
+        assert conn.request.path == "/"
+
+    lab = Lab(look)
+    async with lab.peers(request=HEADS[name]):
+        each = lab.each()
+    check(name, each, 0, handshake_bytes(LIMITS) + IDLE)
+
+
+async def test_half_open_handshakes() -> None:
+    """A request that is not complete takes no more than its bytes."""
+    head = write_head([*UPGRADE.items(), ("X", "x" * 15_900)])[:-4]
+    lab = Lab()
+    async with serving(lab.app) as server, AsyncExitStack() as stack:
+        base = used()
+        for _ in range(20):
+            client = await stack.enter_async_context(open_raw(server))
+            await client.send(head)
+        await trio.sleep(0.1)
+        each = (used() - base) / 20
+    check("a half-open handshake", each, len(head), handshake_bytes(LIMITS))
+
+
+# TLS
+
+
+async def test_tls(tmp_path: Path) -> None:
+    """TLS keeps two buffers of one read each beside its state, however much has gone through them."""
+    count = 30
+    tls = make_tls(tmp_path)
+    question = bytes(200 * KIB)
+    with victim(
+        tmp_path / "log", ping_interval=None, max_payload=PAYLOAD, certificate=[tls.certfile, tls.keyfile]
+    ) as server:
+
+        async def use(stack: AsyncExitStack) -> None:
+            tcp = await trio.open_tcp_stream("127.0.0.1", server.port)
+            stream = trio.SSLStream(tcp, tls.client, server_hostname="localhost", https_compatible=True)
+            stack.push_async_callback(trio.aclose_forcefully, tcp)
+            peer = await shake_hands(stream, "/echo")
+            for _ in range(3):
+                await peer.send(question)
+                assert await peer.receive() == question
+            await peer.send("and this is the last one")
+            await peer.receive()
+
+        async with AsyncExitStack() as stack:
+            await use(stack)
+            before = server.memory
+            for _ in range(count):
+                await use(stack)
+            each = (server.memory - before) / count
+    check("TLS", each, 0, TLS + IDLE)
