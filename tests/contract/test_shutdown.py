@@ -410,7 +410,7 @@ async def test_a_connection_in_the_moment_of_the_shutdown(kind: Kind, how: str, 
         for answer in answers:
             head, _, frames = answer.partition(b"\r\n\r\n")
             if head.startswith(b"HTTP/1.1 101 "):
-                assert frames == b"\x88\x02" + CODES[how].to_bytes(2)
+                assert frames == b"\x88\x02" + CODES[how].to_bytes(2), (frames, answers, recorder.notes[-6:])
             else:
                 assert answer == b"" or head.startswith(b"HTTP/1.1 503 ")
     recorder.check()

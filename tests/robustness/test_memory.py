@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from robustness.canary import show
 from robustness.formula import IDLE, READ, TLS, handshake_bytes, receiving_bytes, sending_bytes
@@ -22,7 +23,7 @@ from robustness.victim import KIB, MIB, until, victim
 from support.certificates import make_tls
 from support.heads import UPGRADE, write_head
 from support.rawclient import open_raw, serving
-from trio_crowws import App, Connection
+from trio_crowws import App, Connection, ConnectionClosed
 from trio_crowws._options import Options
 from trio_crowws.testing import make_frame, shake_hands
 
@@ -60,7 +61,7 @@ class Lab:
         self._first: Connection | None = None
         self._session = session
         self.base = 0
-        self.app.websocket("/")(self._run)
+        self.app.websocket("/{rest:path}")(self._run)
 
     async def _run(self, conn: Connection) -> None:
         if self._first is None:
@@ -290,14 +291,36 @@ async def test_pongs_that_nobody_reads() -> None:
     check("pongs", grown, -READ, 2 * READ)
 
 
+async def test_pings_that_nobody_answers() -> None:
+    """Of the pings that are never answered, however many, none is forgotten while a task waits for its pong."""
+    refused: list[ConnectionClosed] = []
+
+    async def ask(conn: Connection) -> None:
+        try:
+            await conn.ping()
+        except ConnectionClosed as error:
+            refused.append(error)
+
+    lab = Lab()
+    async with lab.peers(1):
+        [conn] = lab.conns
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for _ in range(100):
+                    nursery.start_soon(ask, conn)
+                await trio.testing.wait_all_tasks_blocked(0.02)
+                conn.abort()
+    assert len(refused) == 100
+
+
 # The opening handshake
 
-LONG_TARGET = "/" + "?" + "%F0%9F%98%80" + "a" * 8000
+LONG_PATH = "/%F0%9F%98%80" + "a" * 8000  # four bytes for each character, in the path and in its parameter
 HEADS = {
     "one long header": write_head([*UPGRADE.items(), ("X", "x" * 15_500)]),
     "many headers": write_head([*UPGRADE.items(), *[(f"X-{n}", "x" * 120) for n in range(90)]]),
     "many cookies": write_head([*UPGRADE.items(), ("Cookie", "; ".join(f"c{n}=1" for n in range(1900)))]),
-    "a long target": write_head([*UPGRADE.items(), ("X", "x" * 7000)], f"GET {LONG_TARGET} HTTP/1.1"),
+    "a long path": write_head([*UPGRADE.items(), ("X", "x" * 7000)], f"GET {LONG_PATH} HTTP/1.1"),
 }
 
 
@@ -307,12 +330,12 @@ async def test_what_is_kept_of_a_request(name: str) -> None:
 
     async def look(conn: Connection) -> None:
         assert conn.request.headers
-        assert conn.request.path == "/"
+        assert conn.request.path.startswith("/")
 
     lab = Lab(look)
     async with lab.peers(request=HEADS[name]):
         each = lab.each()
-    check(name, each, 0, handshake_bytes(LIMITS) + IDLE)
+    check(name, each, 16 * KIB, handshake_bytes(LIMITS) + IDLE)
 
 
 async def test_half_open_handshakes() -> None:

@@ -15,7 +15,8 @@ from wsproto.connection import Connection as Wire
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
-from sweep.playing import PATIENCE, Cut, Cutter, MemoryListener, Play, RawPeer, Script, Style, next_frame
+from sweep.peers import MemoryListener, RawPeer, next_frame
+from sweep.playing import PATIENCE, Cut, Cutter, Play, Script, Style
 from trio_crowws import CloseTimeout, ConnectionLost, HeartbeatTimeout, Server, SlowConsumer, State
 
 __all__ = ["Performance", "SocketPerformance", "StreamPerformance", "perform", "sweep"]

@@ -16,8 +16,9 @@ import trio.testing
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from sweep.peers import MemoryListener
 from sweep.performing import Performance, SocketPerformance, StreamPerformance, open_files, sweep
-from sweep.playing import Cut, Cutter, MemoryListener, Script, Style
+from sweep.playing import Cut, Cutter, Script, Style
 from sweep.scripts import ON_SOCKETS, SCRIPTS, Flood
 from trio_crowws import App, Connection, Server
 

@@ -17,8 +17,9 @@ import trio.testing
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from sweep.peers import RawPeer
 from sweep.performing import perform
-from sweep.playing import Cut, Cutter, Play, RawPeer, Script, Style
+from sweep.playing import Cut, Cutter, Play, Script, Style
 from trio_crowws import (
     CloseInfo,
     Connection,
