@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import trio
-import trio.testing
 
 from sweep.peers import RawPeer
 from trio_crowws import App, Connection, ConnectionClosed, Handler, Request, Server

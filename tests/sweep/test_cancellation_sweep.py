@@ -35,7 +35,12 @@ def cases(scripts: tuple[type[Script], ...], share: int) -> list[Case]:
     chosen: list[Case] = []
     for offset, script in enumerate(scripts):
         # Plain callbacks make no calls that could be cancelled.
-        pairs = [(s, c) for s in script.styles for c in script.cuts if c != "call" or s not in ("sync", "mixed")]
+        pairs: list[tuple[Style, Cut]] = [
+            (style, cut)
+            for style in script.styles
+            for cut in script.cuts
+            if cut != "call" or style not in ("sync", "mixed")
+        ]
         for number, (style, cut) in enumerate(pairs):
             if (number + offset) % share == 0:
                 chosen.append((script, style, cut))
