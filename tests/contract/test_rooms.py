@@ -130,7 +130,7 @@ async def test_membership_ends_before_on_close(kind: Kind, style: Style, ending:
     )
     async with serving(app, kind) as site, site.connect() as peer:
         await recorder.wait("open")
-        await until(lambda: app.rooms == {"tea", "coffee"})
+        await until(lambda: app.rooms == frozenset(("tea", "coffee")))
         if ending == "close":
             await peer.close()
         else:

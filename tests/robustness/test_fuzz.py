@@ -15,7 +15,7 @@ from robustness.targets import PATHS, attack, check_frames, check_handshake, upg
 from support.heads import UPGRADE
 from trio_crowws.testing import make_frame
 
-fuzz = settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CUTS = st.lists(st.integers(0, 2000), max_size=6)
 

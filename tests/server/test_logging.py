@@ -274,7 +274,8 @@ async def test_debug_has_no_payloads(caplog: pytest.LogCaptureFixture) -> None:
             await client.read_frame()
             await client.close()
     debug = " ".join(lines(caplog, logging.DEBUG))
-    frames = ("received text of 17 characters", "sent text", "received Ping", "sent Pong", "received Pong", "sent Close")
+    received = ("received text of 17 characters", "received Ping", "received Pong")
+    frames = (*received, "sent text", "sent Pong", "sent Close")
     for what in frames:
         assert what in debug
     assert "confidential" not in caplog.text

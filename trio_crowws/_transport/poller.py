@@ -211,7 +211,7 @@ class Poller:
     def register(self, fd: int, transport: SocketTransport) -> None:
         """Watch `fd` until `unregister`."""
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
-        self._by_fd[fd] = transport  # not before: registering may fail, and then the socket is closed by whoever owns it
+        self._by_fd[fd] = transport  # not before: registering may fail, and then the socket is not ours
 
     def unregister(self, fd: int) -> None:
         """Forget `fd`, which is about to be closed."""
