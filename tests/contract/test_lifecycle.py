@@ -525,6 +525,40 @@ async def test_the_peer_ends_the_stream_after_our_close(kind: Kind) -> None:
         await recorder.check_end(1006, clean=False, initiator="local", sent=4000, received=None, error=ConnectionLost)
 
 
+async def test_a_cancelled_close_goes_on(kind: Kind) -> None:
+    """Cancelling `conn.close()` only stops the waiting; the closing handshake goes on."""
+    app = App()
+
+    async def close(conn: Connection, message: str) -> None:
+        with trio.move_on_after(0):
+            await conn.close(4000)
+        assert not conn.is_open
+
+    recorder = Recorder(app, hooks={"message": close})
+    async with serving(app, kind) as site, site.connect() as peer:
+        await peer.send("close, please")
+        assert await peer.receive_close() == CloseFrame(4000)
+        await recorder.check_end(4000, clean=True, initiator="local", sent=4000, received=4000, error=None)
+
+
+async def test_the_first_close_counts(kind: Kind) -> None:
+    """Closing again changes nothing: there is one Close frame, with the first code."""
+    app = App()
+
+    async def close(conn: Connection, message: str) -> None:
+        conn.close_nowait(4000, "first")
+        conn.close_nowait(4001, "second")
+        info = await conn.close(4002, "third")
+        assert info is conn.close_info
+
+    recorder = Recorder(app, hooks={"message": close})
+    async with serving(app, kind) as site, site.connect() as peer:
+        await peer.send("close, please")
+        frame = CloseFrame(4000, "first")
+        assert await peer.receive_close() == frame
+        await recorder.check_end(4000, "first", clean=True, initiator="local", sent=frame, received=frame, error=None)
+
+
 async def test_a_bad_frame_after_our_close_ends_the_wait(kind: Kind) -> None:
     """After our Close a frame that breaks the protocol ends the connection at once, with no second Close frame."""
     app = App()
@@ -1029,6 +1063,35 @@ async def test_an_interrupt_in_a_handler(kind: Kind, name: str, error: type[Base
     with pytest.raises(error):
         await meet_the_interrupt()
     recorder.check()
+    await other.check_end(1001, clean=True, initiator="local", sent=1001, received=1001, error=None)
+
+
+async def test_an_interrupt_in_on_accept(kind: Kind) -> None:
+    """SystemExit in `on_accept` ends `serve` with it; the request is answered with a 503 all the same."""
+    app = App()
+
+    def leave(request: object) -> None:
+        raise SystemExit(3)
+
+    other = Recorder(app, "/other")
+    recorder = Recorder(app, hooks={"accept": leave})
+    statuses: list[int] = []
+
+    async def meet_the_interrupt() -> None:
+        async with serving(app, kind) as site, site.connect("/other") as bystander:
+            with trio.CancelScope(shield=True):
+                try:
+                    async with site.connect():
+                        raise AssertionError("it must not be accepted")
+                except Refused as refused:
+                    statuses.append(refused.status)
+                assert await bystander.receive_close() == CloseFrame(1001)
+                await site.ended.wait()
+
+    with pytest.raises(SystemExit):
+        await meet_the_interrupt()
+    assert statuses == [503]
+    assert recorder.names == []
     await other.check_end(1001, clean=True, initiator="local", sent=1001, received=1001, error=None)
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import trio
 import trio.testing
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from sweep.peers import RawPeer
@@ -402,6 +402,10 @@ class Life(Script):
 
 @settings(max_examples=1000)
 @given(LIVES, st.sampled_from(["session", "async", "sync", "class", "mixed"]), st.sampled_from([0, 0.1]))
+# The peer ends its direction while our Close is on its way: it still gets that Close.
+@example([Step("raise", rush=True), Step("eof")], "session", 0)
+# A stream that is stalled twice flows again.
+@example([Step("stall"), Step("peer ping", b""), Step("stall")], "session", 0)
 def test_a_connection_ends_as_the_model_says(steps: list[Step], style: Style, delay: float) -> None:
     """Whatever happens in whatever order: the contract holds, and what is certain comes out so."""
     life = Life(steps, delay if style in ("session", "async", "class") else 0)

@@ -231,6 +231,16 @@ class Transport(ABC):
             self.ask_for_turn()
         return not self.closed
 
+    def _report_end(self) -> None:
+        """The peer will send nothing more: tell the receiver, and flush what it has to say to that."""
+        self.corked = True
+        try:
+            self.receiver.eof()
+        finally:
+            self.corked = False
+        if self._out:
+            self.flush()
+
     def report(self, error: Exception) -> None:
         """An exception that nobody expects: log it with its traceback and give this one connection up."""
         logger.error("internal error; the connection with %s is aborted", self.remote_address, exc_info=error)

@@ -126,13 +126,7 @@ class SocketTransport(Transport):
             if not self._out:
                 self._release()
             return
-        self.corked = True
-        try:
-            self.receiver.eof()
-        finally:
-            self.corked = False
-        if self._out:
-            self.flush()
+        self._report_end()
 
     def flush(self) -> None:
         out = self._out

@@ -97,12 +97,7 @@ class StreamTransport(Transport):
             if not self.buffered:
                 self._release()
             return
-        self.corked = True
-        try:
-            self.receiver.eof()
-        finally:
-            self.corked = False
-        self.flush()
+        self._report_end()
 
     async def _write_pump(self) -> None:
         while True:

@@ -96,13 +96,7 @@ class TLSTransport(Transport):
 
     def eof(self) -> None:
         """The peer has ended its direction, with or without `close_notify`."""
-        self.corked = True
-        try:
-            self.receiver.eof()
-        finally:
-            self.corked = False
-        if self._out:
-            self.flush()
+        self._report_end()
 
     def lost(self, error: Exception | None) -> None:
         """The socket is gone."""
