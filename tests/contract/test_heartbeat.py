@@ -11,8 +11,8 @@ from trio.testing import MockClock
 from wsproto.events import Ping
 
 from support.servers import Recorder, Style, serving
-from trio_crowws import App, CloseFrame, Connection, ConnectionClosed, HeartbeatTimeout
-from trio_crowws.testing import Peer, make_frame
+from trio_crowws import App, CloseFrame, CloseInfo, Connection, ConnectionClosed, HeartbeatTimeout, SlowConsumer
+from trio_crowws.testing import Peer, connect, make_frame
 
 TEXT, BINARY, PING, PONG = 1, 2, 9, 10
 
@@ -348,3 +348,39 @@ async def test_each_connection_has_its_own_clock(autojump_clock: MockClock) -> N
         assert len(recorder.values("close")) == 1
         assert len(app.connections) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_reader_is_no_dead_peer(autojump_clock: MockClock) -> None:
+    """A ping that waits behind a large message which the peer takes slowly does not time out."""
+    app = App()
+    size = 1 << 20
+
+    @app.websocket("/")
+    async def send_it(conn: Connection) -> None:
+        await conn.send(bytes(size))
+        await conn.wait_closed()
+
+    # In lockstep nothing is on its way: what the peer does not take, the server cannot send.
+    async with connect(app, "/", streams=trio.testing.lockstep_stream_pair) as peer:
+        taken = 0
+        while taken < size:
+            await trio.sleep(8)
+            taken += len(await peer.stream.receive_some(65536))
+        (conn,) = app.connections
+        assert conn.is_open
+        assert trio.current_time() > 120
+
+
+async def test_a_peer_that_takes_nothing_is_given_up_sooner(autojump_clock: MockClock) -> None:
+    """A peer that takes nothing of a large message is given up by `send_timeout`, not by the heartbeat."""
+    app = App(send_timeout=10)
+    ended: list[CloseInfo] = []
+
+    @app.websocket("/")
+    async def send_it(conn: Connection) -> None:
+        await conn.send(bytes(1 << 20))
+        ended.append(await conn.wait_closed())
+
+    async with connect(app, "/", streams=trio.testing.lockstep_stream_pair):
+        await trio.sleep(11)
+    assert isinstance(ended[0].error, SlowConsumer)

@@ -214,12 +214,10 @@ async def test_a_hundred_mebibytes_that_nobody_reads(server: Victim, path: str) 
     size, total = 8, 100 * MIB
 
     async def ask(client: RawClient) -> None:
-        try:
+        # Once the server has begun to close it reads on and drops what comes, so it may well take all of this.
+        with suppress(trio.BrokenResourceError):
             for _ in range(total // len(LARGE)):
                 await client.stream.send_all(LARGE)
-        except trio.BrokenResourceError:
-            return
-        raise AssertionError("the server has taken all of it")
 
     async def fault(server: Victim) -> None:
         before = server.memory
@@ -231,6 +229,9 @@ async def test_a_hundred_mebibytes_that_nobody_reads(server: Victim, path: str) 
                 while len(nursery.child_tasks) > 0:
                     await trio.sleep(0.05)
                     highest = max(highest, server.memory - before)
+                while (await server.settle())["connections"] > 2:  # the canary has two
+                    assert len(clients) == size
+                    await trio.sleep(0.1)
         show(f"{highest / KIB / size:.0f} KiB for each of {size} connections")
         # receive_buffer, a partial message, one read, what is queued and what is being sent.
         assert highest < size * (3 * 64 * KIB + 2 * 256 * KIB + 64 * KIB) + 4 * MIB

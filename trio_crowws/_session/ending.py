@@ -411,6 +411,10 @@ class Ending:
         if self._ping_sent_at is not None and self._last_received >= self._ping_sent_at:
             self._ping_sent_at = None
         if self._ping_sent_at is not None and timeout is not None:
+            if self._transport.blocked and self._options.send_timeout is not None:
+                # The ping waits behind what the peer is still taking, which `send_timeout` watches over.
+                self._resumed_at = now
+                return now + min(interval, timeout)
             due = max(self._ping_sent_at, self._resumed_at) + timeout
             if now >= due:
                 self._record(HeartbeatTimeout(f"no sign of life for {timeout} s after a ping"), "local")
