@@ -74,8 +74,8 @@ class CloseInfo:
       code: what the peer said, if it said anything (1005 for a Close frame without a code). Otherwise the code with
         which this side failed the connection (1002, 1003, 1007, 1008, 1009, 1011, 1013), otherwise 1006.
       reason: the text that belongs to `code`.
-      clean: whether both Close frames were exchanged, whatever the code. A peer that has sent its own and leaves without
-        waiting for ours, as browsers do, counts as one that got it.
+      clean: whether both Close frames were exchanged, whatever the code. A peer that has sent its own and leaves
+        without waiting for ours, as browsers do, counts as one that got it.
       initiator: which side began the end: `"local"` or `"remote"`.
       sent: the Close frame that this side sent, or `None`.
       received: the Close frame that the peer sent, or `None`.

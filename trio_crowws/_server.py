@@ -40,6 +40,9 @@ __all__ = ["Server"]
 
 logger = logging.getLogger("trio_crowws")
 
+_CLOSE_LISTENERS = 1.0
+"""Seconds for listeners of the application's own to be closed by force."""
+
 
 class _Shutdown(NamedTuple):
     grace: float
@@ -180,7 +183,8 @@ class Server:
         try:
             await self._serve(listening, others, task_status)
         finally:  # a server that was cancelled before it began has not taken them
-            with trio.CancelScope(shield=True):  # or the first one to be closed would be the last
+            # Shielded, or the first one to be closed would be the last; closing is not expected to wait at all.
+            with trio.CancelScope(deadline=trio.current_time() + _CLOSE_LISTENERS, shield=True):
                 for listener in others:
                     await trio.aclose_forcefully(listener)
 

@@ -48,7 +48,7 @@ class Engine:
         self._streams: set[StreamTransport] = set()
         self._nursery: trio.Nursery | None = None
         self._running = trio.Event()
-        self._scope = trio.CancelScope(shield=True)  # its deadline is set by aclose
+        self._scope = trio.CancelScope(shield=True)  # ended by aclose, whose own wait has a deadline
 
     async def run(self) -> None:
         """Serve until `aclose`.
