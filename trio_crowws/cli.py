@@ -17,7 +17,6 @@ from ._server import Server
 
 __all__ = ["main"]
 
-USAGE_ERROR = 2
 FAILURE = 1
 
 

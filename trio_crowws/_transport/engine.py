@@ -17,20 +17,11 @@ from .tls import TLSTransport
 
 __all__ = ["Engine"]
 
-_LARGE_BLOCK = 8 * 1024 * 1024
-
-
-def _teach_allocator() -> None:
-    """Make glibc keep large blocks: it maps and unmaps them one by one until it has seen one of that size freed.
-
-    For messages of a megabyte, the page faults of fresh mappings are a third of all that is done. The block here is
-    never touched, so it takes no memory.
-    """
-    bytes(_LARGE_BLOCK)
-
-
 _END_OF_LINGER = 1.0
 """How long `aclose` waits for peers that have not closed their side yet."""
+
+_LARGE_BLOCK = 8 * 1024 * 1024
+"""Bytes; see `_teach_allocator`."""
 
 
 class Engine:
@@ -139,3 +130,12 @@ class Engine:
         for transport in self.transports:
             transport.abort()
         self._scope.cancel()
+
+
+def _teach_allocator() -> None:
+    """Make glibc keep large blocks: it maps and unmaps them one by one until it has seen one of that size freed.
+
+    For messages of a megabyte, the page faults of fresh mappings are a third of all that is done. The block here is
+    never touched, so it takes no memory.
+    """
+    bytes(_LARGE_BLOCK)

@@ -180,10 +180,9 @@ class TLSTransport(Transport):
         self._forget()
 
     def abort(self) -> None:
-        self._lower.abort()
-        self._release()
-
-    def _release(self) -> None:
+        self._lower.abort()  # it may outlive this layer, to linger
         if not self.closed:
             self._forget()
-            self._lower.abort()
+
+    def _release(self) -> None:
+        self.abort()
