@@ -47,7 +47,7 @@ def deliver(
     frame = encode_message(data)
     sent = dropped = closed = 0
     for conn in members:
-        if conn in exclude:
+        if exclude and conn in exclude:
             continue
         offered = conn._offer(frame, room)
         if offered is _SENT:

@@ -311,6 +311,7 @@ class Server:
             opening.transport = self._engine.add_socket(
                 sock, opening, local, remote, self._ssl_context, opening.deadline
             )
+            opening.transport.start()
         except OSError:  # the system cannot watch one more socket
             opening.hand_over()
             raise

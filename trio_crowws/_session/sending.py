@@ -171,6 +171,10 @@ class Sending(Ending):
         if self._phase > _ANSWERING:
             return Offered.CLOSED
         transport = self._transport
+        if self._latest is None and not transport.buffered:  # the commonest case by far
+            self._write(frame)
+            self.messages_sent += 1
+            return _SENT
         if self._latest is not None and room in self._latest:
             return self._keep_latest(self._latest, frame, room)
         # What is queued and what is new decide together. On an empty queue even an oversize message may go.

@@ -41,6 +41,9 @@ class TLSTransport(Transport):
 
     # From the socket
 
+    def start(self) -> None:
+        self._lower.start()
+
     def feed(self, data: bytes) -> None:
         """Take records."""
         self._incoming.write(data)
