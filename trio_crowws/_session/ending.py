@@ -213,8 +213,12 @@ class Ending:
     def _write(self, frame: bytes) -> None:
         """Queue a whole frame."""
         if self._debug:
-            logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
+            self._log_sent(frame)
         self._transport.write(frame)
+
+    def _log_sent(self, frame: bytes) -> None:
+        """What goes out, but never what it says."""
+        logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
 
     def _initiate(self, side: Literal["local", "remote"]) -> None:
         if self._initiator is None:

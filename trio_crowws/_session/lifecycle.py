@@ -63,10 +63,11 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     opened = finished = False
     try:
         with conn.cancel_scope:
-            conn.cancel_scope.deadline = deadline
-            await conn._wait_flushed()
-            if conn.is_open:
+            if conn.buffered:  # nearly always the kernel has taken the 101 already
+                conn.cancel_scope.deadline = deadline
+                await conn._wait_flushed()
                 conn.cancel_scope.deadline = math.inf
+            if conn.is_open:
                 opened = True
                 listed.enter()
                 _log_start(conn)

@@ -172,7 +172,9 @@ class Sending(Ending):
             return Offered.CLOSED
         transport = self._transport
         if self._latest is None and not transport.buffered:  # the commonest case by far
-            self._write(frame)
+            if self._debug:
+                self._log_sent(frame)
+            transport.write(frame)
             self.messages_sent += 1
             return _SENT
         if self._latest is not None and room in self._latest:

@@ -115,6 +115,7 @@ class Transport(ABC):
         self._timer: Timer | None = None
         self._waits_for_turn = False
 
+    @abstractmethod
     def start(self) -> None:
         """Begin to read, where that does not begin by itself; the receiver is in place.
 

@@ -153,9 +153,8 @@ class SocketTransport(Transport):
     def flush(self) -> None:
         out = self._out
         while out and not self.blocked:
-            if len(out) == 1 or len(out[0]) >= _JOIN_LIMIT:
-                data = out[0]
-            else:
+            data = out[0]
+            if len(out) > 1 and len(data) < _JOIN_LIMIT:
                 data = b"".join(out)
                 out[:] = (data,)
             try:
