@@ -10,8 +10,8 @@ are two lanes, and this module is mostly about when to change between them.
 *Plain* is a text, binary, ping, pong or Close frame that is not fragmented, has no reserved bit set, is masked as it
 must be, states its length in the shortest form, and is within the limits. Such a frame is decoded right here.
 *Everything else* goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first
-needed: fragmented messages and all that comes between their frames, and whatever is wrong in any way. The fast lane does
-not fail a connection: it declines a frame, and the referee finds the words.
+needed: fragmented messages and all that comes between their frames, and whatever is wrong in any way. The fast lane
+does not fail a connection: it declines a frame, and the referee finds the words.
 
 For the lanes to change, wsproto must stand at the beginning of a frame whenever the fast lane runs. What it once got
 cannot be taken back, so it is given exactly one frame at a time (in pieces, as they come), and it owns the connection
