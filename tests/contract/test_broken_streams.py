@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 import ssl
 import struct
 
@@ -11,24 +9,29 @@ import pytest
 import trio
 import trio.testing
 
-from support.rawclient import RawClient, echo_app, open_raw, plain, reset, upgrade
+from support.rawclient import RawClient, echo_app, open_raw, plain, upgrade
 from support.rawclient import serving as serving_tcp
 from support.servers import Kind, Recorder, TapStream, break_off, end_stream, serving
-from trio_crowws import App, CloseFrame, Connection, ConnectionClosedError, ConnectionLost
+from trio_crowws import App, CloseInfo, Connection, ConnectionClosedError, ConnectionLost
 from trio_crowws._session.opening import Opening
-from trio_crowws.testing import FaultyStream, make_frame
+from trio_crowws.testing import make_frame
 
 BIG = b"x" * 8_000_000
 """More than the buffers of any kernel take."""
 
-BROKEN = {"clean": False, "sent": None, "received": None, "error": ConnectionLost}
+
+async def check_lost(recorder: Recorder) -> CloseInfo:
+    """Wait for the end of the only connection: the peer has gone without a Close frame."""
+    return await recorder.check_end(
+        1006, clean=False, initiator="remote", sent=None, received=None, error=ConnectionLost
+    )
 
 
 # A peer that is gone while the handler sends to it
 
 
 async def test_a_send_that_finds_the_peer_gone() -> None:
-    """Where `send_nowait` has to make room and finds the connection broken, the message is not sent, and that is all."""
+    """Where `send_nowait` has to make room and finds the connection broken, the message is not sent: `False`."""
     app = App()
     recorder = Recorder(app, send_limit=1000)
     async with serving(app, "tcp") as site, site.connect() as peer:
@@ -39,7 +42,7 @@ async def test_a_send_that_finds_the_peer_gone() -> None:
         assert conn.send_nowait(b"y" * 600) is False
         assert conn.close_info is not None
         assert conn.messages_sent == 1
-        await recorder.check_end(1006, initiator="remote", **BROKEN)
+        await check_lost(recorder)
 
 
 async def test_a_receive_that_finds_the_peer_gone() -> None:
@@ -71,7 +74,7 @@ async def test_a_reset(kind: Kind) -> None:
     async with serving(app, kind) as site, site.connect() as peer:
         await recorder.wait("open")
         await break_off(peer)
-        info = await recorder.check_end(1006, initiator="remote", **BROKEN)
+        info = await check_lost(recorder)
     assert isinstance(info.error, ConnectionLost)
     assert isinstance(info.error.__cause__, ConnectionResetError)
 
@@ -135,20 +138,21 @@ async def end(stream: trio.abc.Stream) -> None:
 async def test_a_peer_that_has_ended_its_side_and_does_not_read(kind: Kind) -> None:
     """What is queued for a peer that ended its direction and reads nothing is dropped after `close_timeout`."""
     app = App()
-    recorder = Recorder(app, hooks={"message": lambda conn, _: conn.send(BIG)}, close_timeout=0.2, send_limit=2 * len(BIG))
+    recorder = Recorder(
+        app, hooks={"message": lambda conn, _: conn.send(BIG)}, close_timeout=0.2, send_limit=2 * len(BIG)
+    )
     async with serving(app, kind) as site, site.connect() as peer:
         await peer.send("hello")
         await recorder.wait("message")
         await end_stream(peer)
-        await recorder.check_end(1006, initiator="remote", **BROKEN)
+        await check_lost(recorder)
         began = trio.current_time()
         while site.server._engine.transports:  # noqa: ASYNC110 -- there is no event for it
             await trio.sleep(0.01)
         assert 0.1 < trio.current_time() - began < 2
         raw = peer.stream.transport_stream if isinstance(peer.stream, trio.SSLStream) else peer.stream
         with pytest.raises(trio.BrokenResourceError):  # a reset: it must not take this for the end
-            while await raw.receive_some(65536):
-                pass
+            await RawClient(raw).read_to_end()
 
 
 # Streams of the application's own
@@ -208,7 +212,7 @@ async def test_a_stream_that_never_shakes_hands(autojump_clock: trio.testing.Moc
 
 
 async def test_an_internal_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A defect of the framework that a peer's bytes bring out costs that connection alone, and is logged as what it is."""
+    """A defect of the framework that a peer brings out costs that connection alone, and is logged as what it is."""
     feed = Opening.feed
 
     def fail_once(self: Opening, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The loop that accepts: peers that went away, a system that is out of something, and more peers than one turn takes."""
+"""The loop that accepts: peers that went away, a system that is out of something, and very many peers at once."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ async def test_a_conversation(kind: Kind) -> None:
     """Messages of every size are echoed in order, and the closing handshake is complete."""
     app = App()
     recorder = Recorder(app)
-    messages = ["hello", b"\x00" * 300_000, "good" * 100_000, ""]
+    messages: list[str | bytes] = ["hello", b"\x00" * 300_000, "good" * 100_000, ""]
     async with serving(app, kind) as site, site.connect() as peer:
         async with trio.open_nursery() as nursery:
 
