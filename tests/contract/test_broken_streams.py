@@ -45,6 +45,17 @@ async def test_a_send_that_finds_the_peer_gone() -> None:
         await check_lost(recorder)
 
 
+async def test_a_send_that_makes_room() -> None:
+    """Where only what the kernel was not offered yet stands in the way of a message, it leaves, and there is room."""
+    app = App()
+    recorder = Recorder(app, send_limit=1000)
+    async with serving(app, "tcp") as site, site.connect() as peer:
+        await recorder.wait("open")
+        for text in ("a" * 600, "b" * 600, "c" * 600):
+            assert recorder.conn.send_nowait(text) is True
+        assert [await peer.receive() for _ in range(3)] == ["a" * 600, "b" * 600, "c" * 600]
+
+
 async def test_a_receive_that_finds_the_peer_gone() -> None:
     """Where what was queued cannot leave because the peer has gone, the next `receive` raises at once."""
     app = App()
@@ -53,8 +64,9 @@ async def test_a_receive_that_finds_the_peer_gone() -> None:
     @app.websocket("/")
     async def session(conn: Connection) -> None:
         await conn.receive()
+        await conn.send("the first answer leaves at once")
         await break_off(peer)
-        await conn.send("are you there?")
+        await conn.send("what follows is collected")
         try:
             await conn.receive()
         except ConnectionClosedError as error:
@@ -106,6 +118,19 @@ async def test_a_peer_that_closes_and_is_gone(busy: bool, autojump_clock: trio.t
 
 
 # Both sides have ended, and something is still queued
+
+
+async def test_a_refusal_for_a_peer_that_has_ended_its_side() -> None:
+    """A refusal arrives whole, although its reader has ended its own direction before it reads."""
+    near, far = trio.testing.lockstep_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo_app().serve_stream, far)
+        client = RawClient(near)
+        await client.send(upgrade("/nothing"))
+        await trio.testing.wait_all_tasks_blocked()
+        await near.send_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await client.refused()).status == 404
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix", "memory"])

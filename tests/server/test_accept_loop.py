@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 import trio
+import trio.testing
 
 from support.rawclient import assert_serves, echo_app, open_raw, plain, serving, until
 from trio_crowws import App
@@ -118,3 +119,15 @@ async def test_a_page_that_is_interrupted() -> None:
             answer = await client.refused()
     assert answer.status == 503
     assert scope.cancelled_caught
+
+
+async def test_an_abort_with_a_silent_peer() -> None:
+    """`Server.abort` also drops the peers that have not sent their request yet, and `serve` returns."""
+    async with serving(echo_app()) as server, open_raw(server) as silent:
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(server._engine.transports) == 1
+        server.abort()
+        with trio.fail_after(5), suppress(trio.BrokenResourceError):  # it may see a 503 before the reset
+            await silent.read_to_end()
+            await server.wait_closed()
+        assert server._engine.transports == []

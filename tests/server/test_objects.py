@@ -58,6 +58,40 @@ async def test_a_member_that_is_closing() -> None:
         assert await peer.receive_event() == CloseFrame(4000)
 
 
+async def test_a_member_that_is_too_slow(autojump_clock: trio.testing.MockClock) -> None:
+    """A member that does not read and may lose messages counts as dropped, from the first one that it loses on."""
+    app = App()
+    recorder = Recorder(app, hooks={"open": lambda conn: conn.join("lobby")}, on_slow="drop", send_limit=100)
+    async with serving(app) as site, site.connect() as peer:
+        await recorder.wait("open")
+        assert peer.faults is not None
+        peer.faults.stall()
+        results = [app.publish("lobby", "x" * 60) for _ in range(3)]
+        assert results == [PublishResult(1, 0, 0), PublishResult(0, 1, 0), PublishResult(0, 1, 0)]
+        peer.faults.stall()  # a second time changes nothing
+        peer.faults.flow()
+        assert await peer.receive() == "x" * 60
+        assert recorder.conn.dropped == 2
+
+
+async def test_what_was_counted() -> None:
+    """The counters of an application hold what ended connections have done and what open ones do."""
+    app = App()
+    recorder = Recorder(app)
+    async with serving(app) as site:
+        async with site.connect() as peer:
+            await peer.send("one")
+            await peer.close()
+        await recorder.wait("close")
+        async with site.connect() as peer:
+            await peer.send("two")
+            await peer.receive()
+            stats = app.stats()
+    assert (stats.connections, stats.accepted, stats.refused) == (1, 2, 0)
+    assert stats.closed == {1000: 1}
+    assert stats.messages_received == 2
+
+
 def test_a_refusal() -> None:
     """A Reject that was raised where nobody expected it says its status."""
     assert str(Reject(401, "who are you?")) == "rejected with HTTP status 401"

@@ -13,11 +13,12 @@ import trio
 import trio.testing
 import trustme
 
-from support.rawclient import RawClient, echo_app, open_raw, reset, serving, upgrade
+from support.rawclient import RawClient, echo_app, open_raw, reset, serving, until, upgrade
 from support.servers import Kind, Recorder
 from support.servers import serving as serving_kind
 from trio_crowws import App, Connection
-from trio_crowws._transport.poller import EXTRA_POLLS, Poller
+from trio_crowws._transport.base import TurnQueue
+from trio_crowws._transport.poller import EXTRA_POLLS, Poller, SocketTransport
 from trio_crowws._transport.timers import Timer, Timers
 from trio_crowws.testing import make_frame
 
@@ -26,6 +27,10 @@ def send_now(client: RawClient, data: bytes) -> None:
     """Send in this very step of the task, so that the server cannot run in between."""
     assert isinstance(client.stream, trio.SocketStream)
     assert os.write(client.stream.socket.fileno(), data) == len(data)
+
+
+BIG = b"x" * 8_000_000
+"""More than the buffers of any kernel take."""
 
 
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix", "memory"])
@@ -77,19 +82,20 @@ async def test_sockets_that_never_rest() -> None:
         nonlocal heard
         heard += 1
         assert heard < 100 * EXTRA_POLLS, "no other task had its turn"
-        if clients:
-            send_now(clients[int(message)], make_frame(1, message.encode()))
+        if message == "lead":
+            for client, data in zip(clients, (b"lead", b"follow"), strict=False):
+                send_now(client, make_frame(1, data))
 
     async with serving(app) as server, open_raw(server) as first, open_raw(server) as second:
         await first.upgrade("/")
         await second.upgrade("/")
+        await trio.testing.wait_all_tasks_blocked(0.001)
         clients += [first, second]
-        for number, client in enumerate(clients):
-            send_now(client, make_frame(1, b"%d" % number))
+        send_now(second, make_frame(1, b"follow"))
+        send_now(first, make_frame(1, b"lead"))
         while heard < 6 * EXTRA_POLLS:
             await trio.lowlevel.checkpoint()
         clients.clear()
-        assert heard >= 2 * EXTRA_POLLS
 
 
 async def test_a_defect_of_the_poller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +116,53 @@ async def test_a_defect_of_the_poller(monkeypatch: pytest.MonkeyPatch) -> None:
             await trio.sleep_forever()
     recorder.check()
     assert recorder.names[-1] == "close"
+
+
+class Slow:
+    """A receiver that does not get through in one turn."""
+
+    def __init__(self, transport: SocketTransport, turns: int) -> None:
+        self.transport = transport
+        self.left = turns
+        self.fed: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        self.fed.append(data)
+        self.left -= 1
+        self.transport.more = self.left > 0
+
+    def eof(self) -> None:
+        raise AssertionError("the peer has not ended anything")
+
+    def lost(self, error: Exception | None) -> None:
+        pass
+
+    def stalled(self) -> None:
+        pass
+
+    def drained(self) -> None:
+        pass
+
+
+async def test_a_receiver_that_does_not_get_through_in_one_turn() -> None:
+    """A receiver that was given its first bytes by somebody else gets turn after turn, until it has done its work."""
+    timers, turns = Timers(), TurnQueue()
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        transport = SocketTransport(near, Poller(timers), turns, timers, None, None)
+        transport.receiver = slow = Slow(transport, 4)
+        transport.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turns.run)
+            slow.feed(b"what came with the request")
+            transport.resume()
+            await trio.testing.wait_all_tasks_blocked()
+            transport.abort()
+            transport.abort()  # which changes nothing
+            nursery.cancel_scope.cancel()
+    assert slow.fed == [b"what came with the request", b"", b"", b""]
+    assert near.fileno() == -1
 
 
 # TLS
@@ -166,7 +219,7 @@ async def test_a_peer_that_is_gone_before_the_handshake_is_answered(
     async with serving(app, ssl_context=server_context) as server:
         async with open_raw(server) as client:
             await trio.testing.wait_all_tasks_blocked(0.001)
-            send_now(client, b"hello, is there anybody?\r\n\r\n" if garbage else outgoing.read())
+            send_now(client, b"\x16\x03\x01\x00\x05hello" if garbage else outgoing.read())
             reset(client)
             await trio.testing.wait_all_tasks_blocked(0.001)
         assert server._engine.transports == []
@@ -188,6 +241,39 @@ async def test_a_peer_that_says_goodbye_to_tls(crowded_certificate: tuple[ssl.SS
             await tls.unwrap()
             await recorder.wait("close")
     assert recorder.values("message") == ["last words"]
+    assert recorder.info.code == 1006
+
+
+async def test_a_peer_that_says_goodbye_to_tls_and_then_to_tcp(
+    crowded_certificate: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """While what is queued still leaves, the peer may end its direction of TLS, and then that of TCP: it is one end."""
+    server_context, client_context = crowded_certificate
+    app = App()
+
+    async def answer_twice(conn: Connection, message: object) -> None:
+        for _ in range(2):
+            conn.send_nowait(BIG)
+            await trio.sleep(0.01)
+
+    recorder = Recorder(app, hooks={"message": answer_twice}, send_limit=3 * len(BIG))
+    async with serving(app, ssl_context=server_context) as server:
+        plain = await trio.open_tcp_stream("127.0.0.1", server.port)
+        tls = trio.SSLStream(plain, client_context, server_hostname="localhost")
+        async with plain:
+            client = RawClient(tls)
+            await client.upgrade("/")
+            await client.send_frame(1, b"go on")
+            await until(lambda: recorder.conn.messages_sent == 2)
+            with pytest.raises(trio.BrokenResourceError):  # more data, where Trio expects the server's goodbye
+                await tls.unwrap()
+            await recorder.wait("close")
+            await plain.send_eof()
+            with trio.fail_after(5):
+                received = 0
+                while data := await plain.receive_some(65536):
+                    received += len(data)
+    assert received > len(BIG) * 1.5  # the rest is in the buffers of the TLS stream
     assert recorder.info.code == 1006
 
 
