@@ -155,8 +155,8 @@ class Server:
             conn.abort()
         for transport in self._engine.transports:
             transport.abort()
-        if self._admission.nursery is not None:
-            self._admission.nursery.cancel_scope.cancel()
+        assert self._admission.nursery is not None  # there was one before anybody was given the server
+        self._admission.nursery.cancel_scope.cancel()
 
     # The ways to serve
 

@@ -461,7 +461,8 @@ class _Referee:
                 events.append(Ping(bytes(event.payload)))
             elif isinstance(event, wsproto_events.Pong):
                 events.append(Pong(bytes(event.payload)))
-            elif isinstance(event, wsproto_events.CloseConnection):
+            else:
+                assert isinstance(event, wsproto_events.CloseConnection), event
                 self.finished = True
                 # A failure looks like a Close frame of the peer with that code; but it does not change the state.
                 failed = self._connection.state is ConnectionState.OPEN

@@ -80,8 +80,6 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
                         await _call_unprotected(conn._callbacks.open, conn)
                     await conn._run_callbacks()
             finished = True
-    except GeneratorExit:
-        raise  # Trio itself has crashed; nothing can be awaited any more
     except BaseException as error:
         pending = _handler_raised(conn, error)
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:

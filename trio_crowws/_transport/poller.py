@@ -210,8 +210,6 @@ class SocketTransport(Transport):
         self._release()
 
     def _release(self) -> None:
-        if self.closed:
-            return
         self._forget()
         self._poller.unregister(self._fd)
         self._sock.close()
