@@ -219,16 +219,21 @@ class Peer:
                 continue
             if self._ws.state is not ConnectionState.CLOSED:
                 self._ws.receive_data(data)
-                self._events.extend(self._ws.events())
+                self._events.extend(map(self._inflate, self._ws.events()))
+
+    def _inflate(self, event: Event) -> Event:
+        """Put what was inflated into the event that ends a compressed message."""
+        if self._inflater is not None and isinstance(event, TextMessage | BytesMessage) and event.message_finished:
+            message = self._inflater.take()
+            if message is not None:
+                return TextMessage(message) if isinstance(message, str) else BytesMessage(message)
+        return event
 
     async def _interpret(self, event: Event) -> str | bytes | Ping | Pong | CloseFrame | None:
         if isinstance(event, TextMessage | BytesMessage):
             self._pieces.append(event.data)  # type: ignore[arg-type]
             if not event.message_finished:
                 return None
-            inflated = None if self._inflater is None else self._inflater.take()
-            if inflated is not None:
-                return inflated
             pieces, self._pieces = self._pieces, []
             return type(event.data)().join(pieces)  # type: ignore[arg-type, return-value]
         if isinstance(event, CloseConnection):
@@ -401,7 +406,7 @@ async def connect(
       path: path and query.
       headers: more headers, as `Cookie` or `Origin`.
       subprotocols: those that the client offers.
-      compression: what the client offers to compress with; where the application agrees, all that it sends is compressed.
+      compression: what the client offers to compress with; if the application agrees, all that it sends is compressed.
       streams: makes the two ends; `trio.testing.lockstep_stream_pair` makes a sender wait for its reader.
 
     Raises:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_crowws._protocol import compressing
 from trio_crowws._protocol.compressing import Compressor, Packer, Packers, most
 from trio_crowws._protocol.deflate import Inflater
 from trio_crowws._protocol.deflate_offer import Agreement, Setting
@@ -201,7 +200,7 @@ def test_interrupted_message_leaves_nothing_behind(monkeypatch: pytest.MonkeyPat
     make: Callable[..., Any] = zlib.compressobj
     compressor = Compressor(compressor.setting)
     with monkeypatch.context() as patch:
-        patch.setattr(compressing.zlib, "compressobj", lambda *how: Interrupting(make(*how)))
+        patch.setattr(zlib, "compressobj", lambda *how: Interrupting(make(*how)))
         with pytest.raises(KeyboardInterrupt):
             compressor.compress(b"secret" * 100)
     assert compressor.compress(JSON) == before
