@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ._app import App
 from ._closeinfo import CloseCode, CloseFrame, CloseInfo
+from ._deflate import Deflate
 from ._options import Options
 from ._protocol.request import Headers, Query, Request
 from ._rooms import PublishResult, Room
@@ -48,6 +49,7 @@ __all__ = [
     "ConnectionClosedOK",
     "ConnectionLost",
     "CrowWSError",
+    "Deflate",
     "Handler",
     "HandlerError",
     "HandshakeError",

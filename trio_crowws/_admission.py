@@ -187,7 +187,9 @@ class Admission:
             outcome = await self._decider.decide(opening, request, upgrade.callbacks.accept)
             if not isinstance(outcome, Reject):
                 connection_id = f"c{next(_connection_numbers)}"
-                return open_connection(connection_id, upgrade, outcome, self._engine.timers, self._site._registry)
+                return open_connection(
+                    connection_id, upgrade, outcome, self._engine.timers, self._site._registry, self._site._packers
+                )
             opening.respond(outcome)
             logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
         except Undecided as undecided:

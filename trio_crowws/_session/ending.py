@@ -58,7 +58,15 @@ SHUTDOWN_HANDLER_GRACE = 1.0
 """Seconds that a handler gets after its connection has closed while the server shuts down."""
 
 
-_FRAMES = {0x81: "text", 0x82: "binary", 0x88: "Close", 0x89: "Ping", 0x8A: "Pong"}
+_FRAMES = {
+    0x81: "text",
+    0x82: "binary",
+    0x88: "Close",
+    0x89: "Ping",
+    0x8A: "Pong",
+    0xC1: "compressed text",
+    0xC2: "compressed binary",
+}
 
 
 class State(Enum):
@@ -252,6 +260,7 @@ class Ending:
     def _become_closed(self, *, clean: bool) -> None:
         self._close_info = self._describe(clean=clean and self._sent is not None and self._received is not None)
         self._timer.cancel()
+        self._reader.finish()
         if self._closed is not None:
             self._closed.set()
         self._wake_all()
