@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import trio
+import trio.testing
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 from wsproto.utilities import generate_accept_token
@@ -246,6 +247,7 @@ async def raw_server(
                     await trio.aclose_forcefully(stream)
 
             serve = partial(trio.serve_listeners, handle, listeners, handler_nursery=connections)
-            nursery.start_soon(serve)
+            await nursery.start(serve)
+            await trio.testing.wait_all_tasks_blocked()
             yield server
             nursery.cancel_scope.cancel()
