@@ -52,6 +52,7 @@ async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
 @asynccontextmanager
 async def small_proxy(
     behaviour: Callable[[trio.SocketStream, bytes], Awaitable[None]] = tunnel,
+    patience: float = 10,
 ) -> AsyncGenerator[SmallProxy]:
     heads: list[bytes] = []
 
@@ -65,7 +66,7 @@ async def small_proxy(
         heads.append(head)
         await behaviour(stream, head)
 
-    with unwrapped(), trio.fail_after(10):
+    with unwrapped(), trio.fail_after(patience):
         async with trio.open_nursery() as nursery:
             listeners: list[Any] = await nursery.start(trio.serve_tcp, handle, 0)
             await trio.testing.wait_all_tasks_blocked()
