@@ -213,9 +213,7 @@ class Sending(Ending):
             return Offered.CLOSED
         transport = self._transport
         if not (transport.buffered or later or self._latest):  # the commonest case by far
-            if self._debug:
-                self._log_sent(frame)
-            transport.write(frame)
+            transport.write(self._dress(frame) if self._dressed else frame)
             self.messages_sent += 1
             return _SENT
         if self._latest is not None and room in self._latest:
