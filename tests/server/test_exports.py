@@ -228,7 +228,7 @@ LAYERS = [
     ["_session"],
     ["_app", "_admission", "_listeners", "_rooms", "_route", "_running", "_server", "_site", "_stats", "_upgrade"],
     ["__init__"],
-    ["cli", "testing"],
+    ["_cli", "cli", "testing"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
