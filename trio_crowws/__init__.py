@@ -6,8 +6,10 @@ Everything that an application needs is here; `trio_crowws.testing` has what its
 from __future__ import annotations
 
 from ._app import App
+from ._client.connect import connect, connect_stream
 from ._closeinfo import CloseCode, CloseFrame, CloseInfo
 from ._options import Options
+from ._protocol.answer import ServerResponse
 from ._protocol.request import Headers, Query, Request
 from ._rooms import PublishResult, Room
 from ._route import Route
@@ -19,6 +21,7 @@ from ._session.handlers import Handler
 from ._stats import Stats
 from .errors import (
     CloseTimeout,
+    ConnectFailed,
     ConnectionClosed,
     ConnectionClosedError,
     ConnectionClosedOK,
@@ -26,10 +29,15 @@ from .errors import (
     CrowWSError,
     HandlerError,
     HandshakeError,
+    HandshakeTimeout,
     HeartbeatTimeout,
+    InvalidHandshake,
+    InvalidURL,
     InvalidUTF8,
     PayloadTooBig,
     ProtocolError,
+    ProxyError,
+    Rejected,
     SlowConsumer,
 )
 
@@ -42,6 +50,7 @@ __all__ = [
     "CloseFrame",
     "CloseInfo",
     "CloseTimeout",
+    "ConnectFailed",
     "Connection",
     "ConnectionClosed",
     "ConnectionClosedError",
@@ -51,21 +60,29 @@ __all__ = [
     "Handler",
     "HandlerError",
     "HandshakeError",
+    "HandshakeTimeout",
     "Headers",
     "HeartbeatTimeout",
+    "InvalidHandshake",
+    "InvalidURL",
     "InvalidUTF8",
     "Options",
     "PayloadTooBig",
     "ProtocolError",
+    "ProxyError",
     "PublishResult",
     "Query",
     "Reject",
+    "Rejected",
     "Request",
     "Response",
     "Room",
     "Route",
     "Server",
+    "ServerResponse",
     "SlowConsumer",
     "State",
     "Stats",
+    "connect",
+    "connect_stream",
 ]
