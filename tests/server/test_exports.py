@@ -30,6 +30,7 @@ def test_the_list_of_names() -> None:
     assert trio_crowws.__all__ == [
         "Accept",
         "App",
+        "Backoff",
         "CloseCode",
         "CloseFrame",
         "CloseInfo",
@@ -50,6 +51,8 @@ def test_the_list_of_names() -> None:
         "InvalidHandshake",
         "InvalidURL",
         "InvalidUTF8",
+        "LinkPhase",
+        "LinkState",
         "Options",
         "PayloadTooBig",
         "ProtocolError",
@@ -69,6 +72,8 @@ def test_the_list_of_names() -> None:
         "Stats",
         "connect",
         "connect_stream",
+        "is_final",
+        "keep_connected",
     ]
     assert trio_crowws.testing.__all__ == ["FaultyStream", "Peer", "PeerClosed", "Refused", "connect", "shake_hands"]
 

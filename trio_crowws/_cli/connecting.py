@@ -196,7 +196,8 @@ class _Talk:
         except InvalidURL as error:
             await self._fail(USAGE, self._show.error(str(error)))
         except Rejected as error:
-            refusal = Refusal(error.status, list(error.headers.items()), error.body)
+            headers = [(name, value) for name in error.headers for value in error.headers.get_all(name)]
+            refusal = Refusal(error.status, headers, error.body)
             await self._fail(REFUSED, self._show.refused(options.url, refusal))
         except InputError as error:
             await self._fail(FAILED, self._show.error(str(error)))
