@@ -12,14 +12,15 @@ import math
 import os
 import shutil
 import signal
+import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import trio
 
@@ -126,7 +127,10 @@ class Standard:
 
 
 def _descriptor_of(stream: TextIO | None) -> int | None:
-    return None if stream is None else stream.fileno()
+    try:
+        return None if stream is None else stream.fileno()
+    except OSError:  # not a real one; somebody has put an object in its place
+        return None
 
 
 def _is_terminal(descriptor: int | None) -> bool:
@@ -338,7 +342,21 @@ def _decode(line: bytes) -> str:
 
 
 def _describe(error: Exception) -> str:
-    """The error, and the reason that it has below it, if that says something else."""
+    """The error, and what the system said, which several layers may have wrapped."""
     text = str(error) or type(error).__name__
-    cause = error.__cause__
-    return text if cause is None or str(cause) in text else f"{text}: {cause}"
+    reasons = [reason for reason in dict.fromkeys(_reasons(error)) if reason not in text]
+    return ": ".join([text, ", ".join(reasons)]) if reasons else text
+
+
+def _reasons(error: BaseException | None) -> Iterator[str]:
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[BaseException]", error)
+            for member in group.exceptions:
+                yield from _reasons(member)
+        elif isinstance(error, ssl.SSLError):
+            yield getattr(error, "verify_message", "") or error.reason or str(error)
+        elif isinstance(error, OSError) and error.errno is not None:
+            # The system has a text for its own numbers; those of a resolver come with one.
+            yield str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        error = error.__cause__
