@@ -25,6 +25,7 @@ from typing import Any, TextIO, cast
 import trio
 
 from .._client.connect import connect
+from .._client.connecting import Connecting
 from .._session.connection import Connection
 from .._session.tasks import unwrap
 from ..errors import ConnectionClosed, CrowWSError, InvalidURL, Rejected
@@ -191,10 +192,12 @@ class _Talk:
         options = self._options
         began = trio.current_time()
         try:
-            async with connect(options.url, **_connect_options(options)) as conn:
+            connecting = connect(options.url, **_connect_options(options))
+            assert isinstance(connecting, Connecting)
+            connecting.callbacks.set("on_ping", self._on_ping)
+            connecting.callbacks.set("on_pong", self._on_pong)
+            async with connecting as conn:
                 self._conn = conn
-                conn._callbacks.set("on_ping", self._on_ping)
-                conn._callbacks.set("on_pong", self._on_pong)
                 await self._put(self._show.opened(options.url, conn.subprotocol, trio.current_time() - began))
                 await self._exchange(conn)
         except InvalidURL as error:
