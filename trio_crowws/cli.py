@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +38,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     status: int = options.run(options.parser, options)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

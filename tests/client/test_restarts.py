@@ -6,11 +6,13 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
 
+from support.rawclient import until
 from trio_crowws import (
     App,
     Backoff,
@@ -105,7 +107,7 @@ class Client:
         phases = [state.phase for state in self.states]
         assert phases[-1] is LinkPhase.STOPPED
         assert phases[-2] is LinkPhase.CONNECTED
-        for before, after in zip(phases, phases[1:], strict=False):
+        for before, after in pairwise(phases):
             assert after in FOLLOWERS[before]
         count = Counter(phases)
         assert count[LinkPhase.CONNECTING] == self.attempts == count[LinkPhase.WAITING] + 1
@@ -142,8 +144,7 @@ async def test_twenty_restarts_under_load() -> None:
                     if number == RESTARTS:
                         for client in clients:
                             client.enough = True
-                        while nursery.child_tasks:
-                            await trio.sleep(0.001)
+                        await until(lambda: not nursery.child_tasks)
     for client in clients:
         client.check()
     assert farm.opened == farm.closed == sum(client.handlers for client in clients)
@@ -188,4 +189,3 @@ async def test_cancelling_it_tells_the_server() -> None:
         await server.aclose()
         nursery.cancel_scope.cancel()
     assert codes == [1001]
-

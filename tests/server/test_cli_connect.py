@@ -12,16 +12,21 @@ import signal
 import ssl
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trustme
+from wsproto.utilities import generate_accept_token
 
+from support.rawclient import until
 from trio_crowws import App, CloseInfo, Connection, ConnectionClosed, Reject, Server
 from trio_crowws._cli import connecting
 from trio_crowws._cli.connecting import Standard, converse
@@ -208,24 +213,45 @@ async def test_not_waiting() -> None:
         assert site.conns[0].messages_received == 2
 
 
-async def test_what_was_not_sent_yet_is_waited_for() -> None:
+class FakeConnection:
+    """A connection that has something to send for some time, and then is closed by the peer."""
+
+    def __init__(self, *buffered: int) -> None:
+        self._left = list(buffered)
+        self.closed_at: float | None = None
+
+    @property
+    def buffered(self) -> int:
+        return self._left.pop(0) if self._left else 0
+
+    async def send(self, data: str | bytes) -> None:
+        raise ConnectionClosed(CloseInfo(1000, "", True, "remote", None, None, None))
+
+    def close_nowait(self, code: int) -> None:
+        self.closed_at = trio.current_time()
+
+
+def unstarted(*arguments: str, standard: Standard | None = None) -> connecting._Talk:
+    standard = standard or Standard(None, None, None)
+    return connecting._Talk(parse("ws://h/", *arguments), standard, standard.show(as_json=True, environment={}))
+
+
+async def test_what_was_not_sent_yet_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
     """While lines are still on their way out, nothing counts as silence."""
-    async with a_site() as site:
-        with trio.move_on_after(3):
-            async with trio.open_nursery() as nursery:
-                talk = Talk(nursery, f"{site.url}/mute", "--wait", "0.1")
-                await trio.sleep(0.1)
-                site.conns[0]._transport.pause()
-                nursery.start_soon(_type_much, talk)
-                await talk.ended.wait()
-        assert not talk.ended.is_set() or site.conns[0].messages_received == 100
+    conn = FakeConnection(10, 5)
+    await unstarted("--wait", "2")._send_lines(conn)  # type: ignore[arg-type]
+    assert conn.closed_at == 6
 
 
-async def _type_much(talk: Talk) -> None:
-    for _ in range(100):
-        await trio.lowlevel.wait_writable(talk.keyboard)
-        os.write(talk.keyboard, b"x" * 4000 + b"\n")
-    talk.end_input()
+async def test_a_line_for_a_connection_that_has_ended() -> None:
+    """A line that comes too late is no error; how the connection ended is said elsewhere."""
+    reader, writer = os.pipe()
+    os.write(writer, b"too late\n")
+    conn = FakeConnection()
+    await unstarted(standard=Standard(reader, None, None))._send_lines(conn)  # type: ignore[arg-type]
+    assert conn.closed_at is None
+    os.close(reader)
+    os.close(writer)
 
 
 async def test_a_pipe_gets_messages_as_they_are() -> None:
@@ -290,7 +316,7 @@ async def test_pings_are_shown() -> None:
 
 async def test_an_unsolicited_pong_says_nothing() -> None:
     """A pong that nobody asked for has no latency, and is not shown."""
-    talk = connecting._Talk(parse("ws://h/"), Standard(None, None, None), Standard(None, None, None).show(as_json=True, environment={}))  # fmt: skip
+    talk = unstarted()
 
     class Unmeasured:
         latency = None
@@ -419,8 +445,7 @@ async def test_nobody_reads() -> None:
             await talk.read_line()
             os.close(talk.reader)
         assert talk.status == 141
-        while not site.infos:
-            await trio.sleep(0.01)
+        await until(lambda: bool(site.infos))
         assert site.infos[0].code == 1001
 
 
@@ -435,6 +460,121 @@ async def test_a_full_disk() -> None:
         os.close(writer)
         assert status == 1
         assert "trio-crowws: cannot write: No space left on device\n" in drained(reader)
+
+
+async def test_both_outputs_are_full() -> None:
+    """Where not even the message can be written, there is the status."""
+    async with a_site() as site:
+        full = os.open("/dev/full", os.O_WRONLY)
+        assert await converse(parse(f"{site.url}/full"), Standard(None, full, full), {}) == 1
+        os.close(full)
+
+
+# Signals
+
+
+async def stubborn(stream: trio.SocketStream) -> None:
+    """A server that accepts a connection and then does nothing at all."""
+    head = b""
+    async for data in stream:
+        head += data
+        if b"\r\n\r\n" in head:
+            break
+    [key] = re.findall(rb"(?i)sec-websocket-key: (\S+)", head)
+    await stream.send_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + generate_accept_token(key) + b"\r\n\r\n"
+    )
+    await trio.sleep_forever()
+
+
+async def deaf(stream: trio.SocketStream) -> None:
+    """A server that does not even answer the request."""
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal(number: signal.Signals) -> None:
+    """A signal closes the connection with 1001; the status is the one that a shell gives to it."""
+    async with a_site() as site:
+        async with trio.open_nursery() as nursery:
+            talk = Talk(nursery, f"{site.url}/mute")
+            await until(lambda: bool(site.conns))
+            os.kill(os.getpid(), number)
+        status, _, error = await talk.finish()
+        assert status == 128 + number
+        assert "closed with 1001" in error
+        assert [info.code for info in site.infos] == [1001]
+
+
+async def test_a_second_signal_does_not_wait() -> None:
+    """The second signal drops a connection whose server does not answer the first."""
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, stubborn, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as talking:
+                talk = Talk(talking, f"ws://127.0.0.1:{port}/")
+                data = b""
+                while b"connected" not in data:
+                    await trio.lowlevel.wait_readable(talk.error_reader)
+                    data += os.read(talk.error_reader, 100)
+                began = trio.current_time()
+                os.kill(os.getpid(), signal.SIGINT)
+                await trio.sleep(0.05)
+                os.kill(os.getpid(), signal.SIGINT)
+        assert talk.status == 130
+        assert trio.current_time() - began < 0.8
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_second_signal_before_there_is_a_connection() -> None:
+    """Two signals end an attempt to connect, too."""
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, deaf, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as talking:
+                talk = Talk(talking, f"ws://127.0.0.1:{port}/")
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert talk.status in (130, 143)
+        nursery.cancel_scope.cancel()
+
+
+# Terminals
+
+
+async def test_a_terminal_in_this_process() -> None:
+    """Lines are typed at a prompt, and their end closes the connection at once."""
+    async with a_site() as site:
+        master, slave = pty.openpty()
+        statuses = []
+        began = trio.current_time()
+
+        async def talk() -> None:
+            standard = Standard(slave, slave, slave)
+            statuses.append(await converse(parse(f"{site.url}/echo", "--wait", "60"), standard, {"TERM": "xterm"}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            await see(master, "> ")
+            os.write(master, b"hello\n")
+            await see(master, "< hello")
+            os.write(master, b"\x04")
+            await see(master, "closed with 1000 by the client")
+        os.close(master)
+        os.close(slave)
+        assert statuses == [0]
+        assert trio.current_time() - began < PATIENCE
+
+
+async def see(master: int, text: str) -> None:
+    data = ""
+    while text not in data:
+        await trio.lowlevel.wait_readable(master)
+        data += os.read(master, 1000).decode()
 
 
 # A process of its own
@@ -476,12 +616,17 @@ class Terminal:
         return before
 
 
+def start_on(slave: int, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+    """The process, with a terminal for all three streams."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment(**more), start_new_session=True
+    )
+
+
 @contextmanager
 def on_a_terminal(*arguments: str, **more: str) -> Generator[Terminal]:
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment(**more), start_new_session=True
-    )
+    process = start_on(slave, *arguments, **more)
     os.close(slave)
     try:
         yield Terminal(master, process)
@@ -534,7 +679,7 @@ async def test_half_a_line_is_forgotten() -> None:
     """What was typed when the connection ended is not left for the shell."""
     async with a_site() as site:
         master, slave = pty.openpty()
-        process = subprocess.Popen([*COMMAND, f"{site.url}/echo"], stdin=slave, stdout=slave, stderr=slave, env=environment(), start_new_session=True)  # fmt: skip
+        process = start_on(slave, f"{site.url}/echo")
         terminal = Terminal(master, process)
         await in_thread(terminal.wait_for, "> ")
         terminal.type("half a l")
@@ -555,19 +700,16 @@ async def test_ctrl_c() -> None:
             terminal.process.send_signal(signal.SIGINT)
             await in_thread(terminal.wait_for, "closed with")
             assert await in_thread(terminal.process.wait, PATIENCE) == 130
-        while not site.infos:
-            await trio.sleep(0.01)
+        await until(lambda: bool(site.infos))
         assert site.infos[0].code == 1001
 
 
 async def test_the_descriptor_stays_blocking_and_the_terminal_as_it_was() -> None:
     """After its end the terminal is as it was before."""
-    import termios
-
     async with a_site() as site:
         master, slave = pty.openpty()
         before = termios.tcgetattr(slave)
-        process = subprocess.Popen([*COMMAND, f"{site.url}/talk"], stdin=slave, stdout=slave, stderr=slave, env=environment(), start_new_session=True)  # fmt: skip
+        process = start_on(slave, f"{site.url}/talk")
         assert await in_thread(process.wait, PATIENCE) == 0
         assert os.get_blocking(slave)
         assert termios.tcgetattr(slave) == before

@@ -12,11 +12,13 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from support.processes import ProcessError, started, status, tail, wait
+from support.rawclient import until
 from support.require import missing
 from trio_crowws._cli import reloading, serving
 from trio_crowws._cli.reloading import _names
@@ -243,6 +245,120 @@ def test_the_child_does_not_outlive_its_parent(folder: Path) -> None:
         assert is_gone(child)
 
 
+# In this process, with children that are small scripts
+
+SCRIPT = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if sys.argv[2] == "stubborn":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+number = len(list(folder.glob("started*")))
+(folder / f"started{number}").write_text(" ".join(sys.argv[3:]))
+if sys.argv[2] != "brief":
+    while True:
+        time.sleep(0.05)
+"""
+
+
+class Here:
+    """A reloader in this process."""
+
+    def __init__(self, nursery: trio.Nursery, folder: Path, kind: str) -> None:
+        self._folder = folder
+        command = [sys.executable, "-c", SCRIPT, str(folder), kind]
+        self.ended = trio.Event()
+        nursery.start_soon(self._run, reloading._Reloader(command, "module:app", [folder]))
+
+    async def _run(self, reloader: reloading._Reloader) -> None:
+        await reloader.run()
+        self.ended.set()
+
+    async def started(self, number: int) -> list[str]:
+        """The arguments of the child `number`, once it has started."""
+        path = self._folder / f"started{number}"
+        await until(lambda: path.exists() and bool(path.read_text()), PATIENCE)
+        return path.read_text().split()
+
+    def edit(self) -> None:
+        (self._folder / "module.py").write_text(f"# {time.monotonic()}")
+
+
+async def test_the_cycle(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Start, change, start again, signal, end."""
+    async with trio.open_nursery() as nursery:
+        here = Here(nursery, folder, "obedient")
+        arguments = await here.started(0)
+        assert arguments[0].startswith("--reloaded=")
+        assert arguments[1:] == ["--", "module:app"]
+        here.edit()
+        await here.started(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with trio.fail_after(PATIENCE):
+            await here.ended.wait()
+    assert "module.py changed; starting again" in capfd.readouterr().err
+
+
+async def test_a_stubborn_child(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that ignores SIGTERM is killed, after each of the two waits."""
+    monkeypatch.setattr(reloading, "RELOAD_PATIENCE", 0.2)
+    monkeypatch.setattr(reloading, "ABORT_PATIENCE", 0.2)
+    async with trio.open_nursery() as nursery:
+        here = Here(nursery, folder, "stubborn")
+        await here.started(0)
+        here.edit()
+        await here.started(1)
+        for _ in range(2):  # the second one saves STOP_PATIENCE
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep(0.1)
+        with trio.fail_after(PATIENCE):
+            await here.ended.wait()
+
+
+async def test_a_child_that_ends_by_itself(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A child that has ended is reported, and started again after a change."""
+    async with trio.open_nursery() as nursery:
+        here = Here(nursery, folder, "brief")
+        await here.started(0)
+        await trio.sleep(0.3)
+        here.edit()
+        await here.started(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        with trio.fail_after(PATIENCE):
+            await here.ended.wait()
+    assert "the application has ended with the status 0; waiting for a change" in capfd.readouterr().err
+
+
+async def test_a_crash_leaves_no_child(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in the parent, its child is killed."""
+    children: list[trio.Process] = []
+    real = trio.lowlevel.open_process
+
+    async def open_process(*arguments: Any, **options: Any) -> trio.Process:
+        children.append(await real(*arguments, **options))
+        return children[0]
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await Here(nursery, folder, "obedient").started(0)
+            scope.cancel()
+    with trio.fail_after(PATIENCE):
+        assert await children[0].wait() == -signal.SIGKILL
+
+
+def test_a_folder_that_cannot_be_watched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system refuses is an OSError that names the folder."""
+    import watchfiles
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("no more watches")
+
+    monkeypatch.setattr(watchfiles, "watch", refuse)
+    with pytest.raises(OSError, match=f"cannot watch {folder}: no more watches"):
+        reloading.serve_and_watch([sys.executable, "-c", "pass"], "x:y", [folder])
+
+
 # Mistakes
 
 
@@ -275,3 +391,15 @@ def test_what_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert _names({f"{tmp_path}/a.py"}) == "a.py"
     assert _names({"/x/b.py", f"{tmp_path}/a.py"}) == "/x/b.py, a.py"
     assert _names({f"{tmp_path}/{name}\x1b.py" for name in "abcde"}) == "a\\x1b.py, b\\x1b.py, c\\x1b.py and 2 more"
+
+
+def test_the_arguments_of_the_child(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child gets what its parent got, but for what is about reloading."""
+    calls: list[tuple[list[str], str, list[Path]]] = []
+    monkeypatch.setattr(serving, "serve_and_watch", lambda *arguments: calls.append(arguments))
+    arguments = ["--host", "::1", "--port", "0", "--log-level", "error", "--certfile", "c", "--keyfile", "k"]
+    assert main(["run", "service:app", "--reload", "--reload-dir", str(folder), *arguments]) == 0
+    [(command, app, folders)] = calls
+    assert command[1:4] == ["-m", "trio_crowws", "run"]
+    assert command[4:] == ["--host=::1", "--port=0", "--log-level=error", "--certfile=c", "--keyfile=k"]
+    assert (app, folders) == ("service:app", [folder])

@@ -95,11 +95,17 @@ def test_a_pipe_gets_nothing_but_messages(event: str) -> None:
         (lambda show: show.ping(b"ab"), "ping 61 62"),
         (lambda show: show.pong(0.0123), "pong after 12.3 ms"),
         (lambda show: show.closed(NORMAL, None), "closed with 1000 by the client"),
-        (lambda show: show.closed(LOST, 0.001), "closed with 1006 by the server: the transport was closed (latency 1.0 ms)"),
+        (
+            lambda show: show.closed(LOST, 0.001),
+            "closed with 1006 by the server: the transport was closed (latency 1.0 ms)",
+        ),
         (lambda show: show.refused("ws://h/", Refusal(404, [], b"")), "trio-crowws: ws://h/ was refused with HTTP 404"),
-        (lambda show: show.refused("ws://h/", Refusal(404, [], b"no\n")), "trio-crowws: ws://h/ was refused with HTTP 404: no"),
+        (
+            lambda show: show.refused("ws://h/", Refusal(404, [], b"no\n")),
+            "trio-crowws: ws://h/ was refused with HTTP 404: no",
+        ),
     ],
-)  # fmt: skip
+)
 def test_lines(piece: Callable[[Show], Piece], line: str) -> None:
     """What happens is a short line."""
     assert piece(PlainShow(escaped=False)) == Piece(f"{line}\n".encode(), to_error=True)
@@ -244,18 +250,46 @@ def as_json(piece: Piece) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda show: show.opened("ws://h/", "v1", 0.5), {"event": "open", "url": "ws://h/", "subprotocol": "v1", "seconds": 0.5}),
+        (
+            lambda show: show.opened("ws://h/", "v1", 0.5),
+            {"event": "open", "url": "ws://h/", "subprotocol": "v1", "seconds": 0.5},
+        ),
         (lambda show: show.message(EVIL), {"event": "message", "type": "text", "data": EVIL}),
         (lambda show: show.message(b"\x00\xff"), {"event": "message", "type": "binary", "data": "AP8="}),
         (lambda show: show.ping(b"\x00"), {"event": "ping", "data": "AA=="}),
         (lambda show: show.pong(0.25), {"event": "pong", "latency": 0.25}),
-        (lambda show: show.closed(evil_close(), 0.25), {"event": "close", "code": 4001, "reason": EVIL, "clean": True, "by": "remote", "error": None, "latency": 0.25}),
-        (lambda show: show.closed(LOST, None), {"event": "close", "code": 1006, "reason": "", "clean": False, "by": "remote", "error": "the transport was closed", "latency": None}),
-        (lambda show: show.refused("ws://h/", Refusal(403, [("a", "b")], b"no\xff")), {"event": "refused", "url": "ws://h/", "status": 403, "headers": [["a", "b"]], "body": "no\ufffd"}),
+        (
+            lambda show: show.closed(evil_close(), 0.25),
+            {
+                "event": "close",
+                "code": 4001,
+                "reason": EVIL,
+                "clean": True,
+                "by": "remote",
+                "error": None,
+                "latency": 0.25,
+            },
+        ),
+        (
+            lambda show: show.closed(LOST, None),
+            {
+                "event": "close",
+                "code": 1006,
+                "reason": "",
+                "clean": False,
+                "by": "remote",
+                "error": "the transport was closed",
+                "latency": None,
+            },
+        ),
+        (
+            lambda show: show.refused("ws://h/", Refusal(403, [("a", "b")], b"no\xff")),
+            {"event": "refused", "url": "ws://h/", "status": 403, "headers": [["a", "b"]], "body": "no\ufffd"},
+        ),
         (lambda show: show.error("no"), {"event": "error", "message": "no"}),
         (lambda show: show.note("so"), {"event": "note", "message": "so"}),
     ],
-)  # fmt: skip
+)
 def test_json(make: Callable[[Show], Piece], expected: dict[str, object]) -> None:
     """An event is one line of ASCII, and nothing is lost or changed in it."""
     assert as_json(make(JsonShow(lambda: 1.5))) == {**expected, "time": 1.5}

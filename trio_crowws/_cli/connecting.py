@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--origin", help="send this Origin header, as a web page would")
     parser.add_argument("--proxy", metavar="URL", help="go through this HTTP proxy")
     tls = parser.add_mutually_exclusive_group()
-    tls.add_argument("--cafile", metavar="FILE", help="trust the certificates in this file (PEM) instead of the system's")
+    tls.add_argument(
+        "--cafile", metavar="FILE", help="trust the certificates in this file (PEM) instead of the system's"
+    )
     tls.add_argument("--insecure", action="store_true", help="accept any certificate")
     parser.add_argument(
         "--wait",
@@ -299,7 +301,8 @@ class _Talk:
                     self._talking.cancel()
                     self._status = UNREAD if isinstance(error, BrokenPipeError) else FAILED
                     if self._status == FAILED:
-                        await self._outputs[True].write(f"trio-crowws: cannot write: {error.strerror}\n".encode())
+                        with suppress(OSError):  # it may be the one that cannot be written
+                            await self._outputs[True].write(f"trio-crowws: cannot write: {error.strerror}\n".encode())
                     return
 
     async def _obey(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:

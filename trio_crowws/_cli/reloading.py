@@ -104,8 +104,10 @@ class _Reloader:
             self._changed.clear()
             self._news = trio.Event()
         finally:
-            if child.returncode is None:  # not in good order: whatever has gone wrong, no child is left behind
+            if child.returncode is None:  # whatever has gone wrong, no child is left behind
                 child.kill()
+                with trio.CancelScope(deadline=trio.current_time() + ABORT_PATIENCE, shield=True):
+                    await child.wait()
 
     async def _report_end(self, child: trio.Process) -> None:
         status = await child.wait()
@@ -157,9 +159,7 @@ def _pipe() -> Generator[int]:
 
 def _names(paths: set[str]) -> str:
     here = Path.cwd()
-    names = sorted(
-        str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in map(Path, paths)
-    )
+    names = sorted(str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in map(Path, paths))
     return visible(", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
 
 
