@@ -13,6 +13,7 @@ Theory of operation
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from collections.abc import Iterable
 from itertools import count
@@ -180,7 +181,7 @@ class Connecting:
         try:
             local, remote = plain_address(sock.getsockname()) or None, plain_address(sock.getpeername())
             hostname = None if context is None else target.server_hostname
-            return self._shared.engine.add_socket(sock, opening, local, remote, context, 0, hostname)
+            return self._shared.engine.add_socket(sock, opening, local, remote, context, math.inf, hostname)
         except OSError as error:  # it was reset at once, or the system cannot watch one more socket
             sock.close()
             raise ConnectFailed(f"cannot use the connection to {target.authority}: {error}") from error

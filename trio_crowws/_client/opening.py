@@ -87,6 +87,8 @@ class Opening:
 
     def lost(self, error: Exception | None) -> None:
         """The transport is gone."""
+        if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # which says what a stream does not
         failure = ConnectFailed(f"the connection broke before the server had answered: {error}")
         failure.__cause__ = error
         self._end(failure)

@@ -174,23 +174,18 @@ def redirected(target: Target, location: str) -> Target | None:
       target: what was asked for.
       location: the value of `Location`.
     """
-    if target.unix is not None:
-        if not location.startswith("/") or location.startswith("//"):
-            return None
-        return _checked(f"ws+unix://{quote(target.unix)}:{location.partition('#')[0]}")
-    base = f"http{target.scheme[2:]}://{target.authority}{target.resource}"
-    joined = urljoin(base, location.partition("#")[0])
-    found = _checked(re.sub(r"^http(?=s?://)", "ws", joined, flags=re.IGNORECASE))
-    if found is None or found.unix is not None or (target.secure and not found.secure):
+    location = location.partition("#")[0]
+    if _BAD.search(location):  # of which urljoin would drop some
         return None
-    return found
-
-
-def _checked(url: str) -> Target | None:
     try:
-        return parse_url(url)
-    except InvalidURL:
+        if target.unix is not None:
+            is_path = location.startswith("/") and not location.startswith("//")
+            return parse_url(f"ws+unix://{quote(target.unix)}:{location}") if is_path else None
+        joined = urljoin(f"http{target.scheme[2:]}://{target.authority}{target.resource}", location)
+        found = parse_url(re.sub(r"^http(?=s?://)", "ws", joined, flags=re.IGNORECASE))
+    except ValueError:  # urljoin has some of its own
         return None
+    return None if found.unix is not None or (target.secure and not found.secure) else found
 
 
 def _split(url: str, what: str) -> tuple[str, str, str]:
