@@ -116,6 +116,7 @@ class Net:
             raise plan
         conn = FakeConnection(len(self.attempts))
         self.open += 1
+        failure = None
         try:
             if plan is None:
                 yield conn
@@ -123,7 +124,6 @@ class Net:
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_later, conn, *plan)
-                    failure = None
                     try:
                         yield conn
                     except Exception as error:
