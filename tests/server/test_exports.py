@@ -30,6 +30,7 @@ def test_the_list_of_names() -> None:
     assert trio_crowws.__all__ == [
         "Accept",
         "App",
+        "Backoff",
         "CloseCode",
         "CloseFrame",
         "CloseInfo",
@@ -51,6 +52,8 @@ def test_the_list_of_names() -> None:
         "InvalidHandshake",
         "InvalidURL",
         "InvalidUTF8",
+        "LinkPhase",
+        "LinkState",
         "Options",
         "PayloadTooBig",
         "ProtocolError",
@@ -70,6 +73,8 @@ def test_the_list_of_names() -> None:
         "Stats",
         "connect",
         "connect_stream",
+        "is_final",
+        "keep_connected",
     ]
     assert trio_crowws.testing.__all__ == ["FaultyStream", "Peer", "PeerClosed", "Refused", "connect", "shake_hands"]
 
@@ -244,7 +249,7 @@ LAYERS = [
     ["_client"],
     ["_app", "_admission", "_listeners", "_rooms", "_route", "_running", "_server", "_site", "_stats", "_upgrade"],
     ["__init__"],
-    ["cli", "testing"],
+    ["_cli", "cli", "testing"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

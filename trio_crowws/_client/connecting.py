@@ -72,10 +72,16 @@ class Plan(NamedTuple):
 
 @final
 class Connecting:
-    """What `connect` returns: `async with` makes the connection, and ends it."""
+    """What `connect` returns: `async with` makes the connection, and ends it.
+
+    Attributes:
+      callbacks: those of the connection; whoever wants to see its pings enters a function before it begins.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self.callbacks = Callbacks()
+        self.callbacks.session = _BLOCK
         self._used = False
         self._shared: SharedEngine | None = None
         self._opening: Opening | None = None
@@ -211,7 +217,7 @@ class Connecting:
             secure=transport.secure,
         )
         described.compact()
-        conn, self._nursery = _make_connection(described, options, transport, shared, reader)
+        conn, self._nursery = _make_connection(described, options, transport, shared, reader, self.callbacks)
         conn.response = response
         conn.subprotocol = subprotocol
         transport.receiver = conn
@@ -286,11 +292,14 @@ def _same_origin(one: Target, other: Target) -> bool:
 
 
 def _make_connection(
-    request: Request, options: Options, transport: Transport, shared: SharedEngine, reader: FrameReader
+    request: Request,
+    options: Options,
+    transport: Transport,
+    shared: SharedEngine,
+    reader: FrameReader,
+    callbacks: Callbacks,
 ) -> tuple[Connection, Nursery]:
     nursery = Nursery(shared.engine, lambda: conn._finish(1001))
-    callbacks = Callbacks()
-    callbacks.session = _BLOCK
     conn = Connection(
         f"client{next(_numbers)}",
         request,
