@@ -39,7 +39,7 @@ def transports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def serving_as(authority: trustme.CA, *names: str, expired: bool = False) -> ssl.SSLContext:
-    when = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc) if expired else None
+    when = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC) if expired else None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(*names, not_after=when).configure_cert(context)
     return context

@@ -288,12 +288,11 @@ async def test_a_wrong_101(more: tuple[str, ...], accept: str | None, complaint:
         await peer.accept(*more, accept=accept)
         await peer.wait_end()
 
-    async with raw_server(script) as server:
-        async with nothing_left():
-            with pytest.raises(InvalidHandshake, match=complaint):
-                async with connect(server.url):
-                    pytest.fail("there is no connection")
-            await trio.sleep(0.05)
+    async with raw_server(script) as server, nothing_left():
+        with pytest.raises(InvalidHandshake, match=complaint):
+            async with connect(server.url):
+                pytest.fail("there is no connection")
+        await trio.sleep(0.05)
     assert not server.peers[0].frames
 
 
@@ -448,14 +447,13 @@ async def test_a_socket_that_cannot_be_watched(monkeypatch: pytest.MonkeyPatch) 
     def register(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "no space left for one more")
 
-    async with raw_server(echo) as server:
-        async with nothing_left():
-            with monkeypatch.context() as patch:
-                patch.setattr(Poller, "register", register)
-                with pytest.raises(ConnectFailed, match="no space left"):
-                    async with connect(server.url):
-                        pass
-            await trio.sleep(0.05)
+    async with raw_server(echo) as server, nothing_left():
+        with monkeypatch.context() as patch:
+            patch.setattr(Poller, "register", register)
+            with pytest.raises(ConnectFailed, match="no space left"):
+                async with connect(server.url):
+                    pass
+        await trio.sleep(0.05)
 
 
 async def test_a_stream_that_is_closed_already() -> None:
@@ -476,12 +474,11 @@ async def test_a_server_that_never_answers(kind: Kind) -> None:
     async def script(peer: RawPeer) -> None:
         await peer.wait_end()
 
-    async with raw_server(script) as server:
-        async with nothing_left():
-            with pytest.raises(HandshakeTimeout, match="within open_timeout=0.1 s") as caught:
-                async with connect(server.url, open_timeout=0.1):
-                    pass
-            await trio.sleep(0.05)
+    async with raw_server(script) as server, nothing_left():
+        with pytest.raises(HandshakeTimeout, match="within open_timeout=0.1 s") as caught:
+            async with connect(server.url, open_timeout=0.1):
+                pass
+        await trio.sleep(0.05)
     assert isinstance(caught.value, TimeoutError)
 
 
