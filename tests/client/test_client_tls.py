@@ -64,9 +64,9 @@ async def test_a_trusted_server(authority: trustme.CA, trusting: ssl.SSLContext,
 
 async def test_an_address_in_a_certificate(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     """It is compared as an address."""
-    async with raw_server(echo, tls=serving_as(authority, "127.0.0.1"), host="127.0.0.1") as server:
-        async with connect(server.url, ssl_context=trusting):
-            pass
+    context = serving_as(authority, "127.0.0.1")
+    async with raw_server(echo, tls=context, host="127.0.0.1") as server, connect(server.url, ssl_context=trusting):
+        pass
 
 
 WRONG = ["untrusted", "other name", "other address", "expired", "self-signed"]
