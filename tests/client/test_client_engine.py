@@ -229,3 +229,10 @@ async def test_connections_of_client_and_server_in_one_run() -> None:
         async with serving(app, "tcp") as site, client_of(site) as conn:
             await conn.send("hello")
             assert await conn.receive() == "hello"
+
+
+async def test_small_messages_are_not_held_back() -> None:
+    """Nagle's algorithm is off, as it is on a server's sockets."""
+    async with raw_server(echo) as server, connect(server.url) as conn:
+        sock: trio.socket.SocketType = getattr(conn._transport, "_sock")  # noqa: B009 -- there is no other way to see it
+        assert sock.getsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY) != 0
