@@ -68,15 +68,16 @@ nitpick_ignore = [
     ("py:class", "collections.abc.AsyncGenerator"),  # testing.connect
     ("py:class", "collections.abc.Awaitable"),  # Connection.start_soon
     ("py:class", "collections.abc.Callable"),  # App.http, Route.onopen and its sisters, the option origins
-    ("py:class", "collections.abc.Mapping"),  # headers of Accept, Reject and Response; Stats.closed
+    ("py:class", "collections.abc.Mapping"),  # headers of Accept, Reject, Response and connect; Stats.closed
     ("py:class", "collections.abc.Sequence"),  # the same headers; App.routes, App.serve_listeners
+    ("py:class", "contextlib.AbstractAsyncContextManager"),  # connect, connect_stream
     ("py:class", "os.PathLike"),  # unix= of App.serve and App.run
-    ("py:class", "ssl.SSLContext"),  # ssl_context= of App.serve and App.run
+    ("py:class", "ssl.SSLContext"),  # ssl_context= of App.serve, App.run and connect
     ("py:class", "trio.CancelScope"),  # Connection.cancel_scope, Server.route_scope
     ("py:class", "trio.TaskStatus"),  # App.serve, App.serve_listeners
     ("py:class", "trio.abc.HalfCloseableStream"),  # testing.FaultyStream
     ("py:class", "trio.abc.Listener"),  # App.serve_listeners
-    ("py:class", "trio.abc.Stream"),  # App.serve_stream, testing.shake_hands
+    ("py:class", "trio.abc.Stream"),  # App.serve_stream, connect_stream, testing.shake_hands
     ("py:exc", "trio.BusyResourceError"),  # Connection.receive
     # wsproto, in testing.Peer.receive_event.
     ("py:class", "wsproto.events.Ping"),
@@ -111,6 +112,7 @@ _NOT_MADE_BY_USERS = frozenset(
         "Room",
         "Route",
         "Server",
+        "ServerResponse",
         "State",
         "Stats",
     }

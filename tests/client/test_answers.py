@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,9 +209,10 @@ def test_all_heads_count_together() -> None:
     request = make_request()
     reader = make_reader(request, max_header_bytes=1000)
     hint = answer([("Link", "x" * 200)], "HTTP/1.1 103 Early Hints")
+    for _ in range(4):
+        assert reader.feed(hint) is None
     with pytest.raises(InvalidHandshake, match="larger than 1000 bytes"):
-        for _ in range(10):
-            reader.feed(hint)
+        reader.feed(hint)
 
 
 def test_too_many_header_lines() -> None:
@@ -310,12 +313,10 @@ def test_any_bytes_are_an_answer_or_an_error(data: bytes, size: int) -> None:
     for prefix in (b"", b"HTTP/1.1 ", b"HTTP/1.1 404 X\r\n", b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n"):
         reader = make_reader(make_request())
         whole = prefix + data
-        try:
+        with suppress(InvalidHandshake):
             for start in range(0, len(whole), size):
                 reader.feed(whole[start : start + size])
             reader.eof()
-        except InvalidHandshake as error:
-            assert str(error).isascii()
 
 
 # Tunnels

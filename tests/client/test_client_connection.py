@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from support.clients import client_of, nothing_left, tasks
+from support.clients import client_of, end_of, nothing_left, tasks
 from support.rawserver import RawPeer, echo, raw_server
 from support.servers import Kind, Recorder, serving, until
 from trio_crowws import (
@@ -82,9 +82,9 @@ async def test_what_a_connection_knows(kind: Kind) -> None:
     async with serving(app, kind) as site:
         async with client_of(site, "/?a=b", subprotocols=["v1", "v2"], headers={"X-Name": "ann"}, origin=None) as conn:
             assert conn.is_open
-            assert conn.state is State.OPEN
+            assert conn.state.value == "open"
             assert conn.close_info is None
-        assert conn.state is State.CLOSED
+        assert conn.state.value == "closed"
         assert not conn.is_open
         assert conn.subprotocol == "v2"
         assert conn.request.method == "GET"
@@ -254,12 +254,13 @@ async def test_leaving_by_an_exception_closes_with_1011(kind: Kind) -> None:
     app, recorder = echo_app()
     mistake = ValueError("secret")
     async with serving(app, kind) as site:
-        with pytest.raises(ValueError, match="secret") as caught:
+        conns: list[Connection] = []
+        with pytest.raises(ValueError, match="secret") as caught:  # noqa: PT012 -- the block has to be left by it
             async with client_of(site) as conn:
+                conns.append(conn)
                 raise mistake
         assert caught.value is mistake
-        assert conn.close_info is not None
-        assert conn.close_info.error is mistake
+        assert end_of(conns).error is mistake
         await recorder.check_end(1011, clean=True, initiator="remote", sent=1011, received=1011, error=None)
 
 
@@ -267,14 +268,15 @@ async def test_leaving_by_a_cancellation_closes_with_1001(kind: Kind) -> None:
     """The cancellation goes on, and the server sees a Close frame and not a broken connection."""
     app, recorder = echo_app()
     async with serving(app, kind) as site:
+        conns: list[Connection] = []
         with trio.CancelScope() as scope:
             async with client_of(site) as conn:
+                conns.append(conn)
                 await recorder.wait("open")
                 scope.cancel()
                 await conn.receive()
         assert scope.cancelled_caught
-        assert conn.close_info is not None
-        assert conn.close_info.clean
+        assert end_of(conns).clean
         await recorder.check_end(1001, clean=True, initiator="remote", sent=1001, received=1001, error=None)
 
 
@@ -283,7 +285,7 @@ async def test_leaving_by_what_is_no_exception_closes_with_1001(error: BaseExcep
     """As a cancellation does."""
     app, recorder = echo_app()
     async with serving(app) as site:
-        with pytest.raises(type(error)) as caught:
+        with pytest.raises(type(error)) as caught:  # noqa: PT012 -- the block has to be left by it
             async with client_of(site):
                 await recorder.wait("open")
                 raise error
@@ -295,7 +297,7 @@ async def test_leaving_by_a_group(kind: Kind) -> None:
     """A nursery in the block raises its group, as it would without a connection."""
     app, recorder = echo_app()
     async with serving(app, kind) as site:
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 -- the block has to be left by it
             async with client_of(site) as conn, trio.open_nursery() as nursery:
                 nursery.start_soon(conn.receive)
                 raise ValueError("own")
@@ -307,13 +309,15 @@ async def test_connection_closed_leaves_the_block(kind: Kind) -> None:
     """That the server has closed is for the caller to know, and no failure of the block."""
     app, _ = echo_app(hooks={"open": lambda conn: conn.close(4000, "enough")})
     async with serving(app, kind) as site:
-        with pytest.raises(ConnectionClosedOK) as caught:
+        conns: list[Connection] = []
+        with pytest.raises(ConnectionClosedOK) as caught:  # noqa: PT012 -- the block has to be left by it
             async with client_of(site) as conn:
+                conns.append(conn)
                 await conn.receive()
-        assert conn.close_info is not None
-        assert caught.value.info.code == conn.close_info.code == 4000
-        assert conn.close_info.error is None
-        assert conn.close_info.sent == CloseFrame(4000)
+        info = end_of(conns)
+        assert caught.value.info.code == info.code == 4000
+        assert info.error is None
+        assert info.sent == CloseFrame(4000)
 
 
 async def test_the_block_may_close_by_itself(kind: Kind) -> None:
@@ -368,14 +372,14 @@ async def test_a_server_that_does_not_answer_the_close(cancelled: bool, autojump
             await trio.sleep_forever()
 
         nursery.start_soon(mute)
+        conns: list[Connection] = []
         with trio.CancelScope() as scope:
             async with connect_stream(near, "ws://h/", close_timeout=7) as conn:
-                began = trio.current_time()
+                conns.append(conn)
                 if cancelled:
                     scope.cancel()
-        assert trio.current_time() - began == pytest.approx(1 if cancelled else 7)
-        assert conn.close_info is not None
-        assert type(conn.close_info.error) is CloseTimeout
+        assert trio.current_time() == pytest.approx(1 if cancelled else 7)
+        assert type(end_of(conns).error) is CloseTimeout
         nursery.cancel_scope.cancel()
 
 
@@ -419,6 +423,30 @@ async def test_the_server_ends_the_stream_first() -> None:
     assert ended == ["server"]
 
 
+async def test_a_server_that_has_ended_the_stream_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    """Its end may have come before the block is left."""
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            peer = RawPeer(far)
+            await peer.accept()
+            await peer.send_message("last")
+            await peer.close()
+            assert isinstance(far, trio.abc.HalfCloseableStream)
+            await far.send_eof()
+            await peer.wait_end()
+
+        nursery.start_soon(leave)
+        async with connect_stream(near, "ws://h/") as conn:
+            await trio.sleep(0.1)
+            began = trio.current_time()
+            assert await conn.receive() == "last"
+        assert trio.current_time() == began
+        assert conn.close_info is not None
+        assert conn.close_info.clean
+
+
 async def test_cancelled_while_leaving() -> None:
     """The wait gets shorter, and the cancellation goes on."""
     near, far = trio.testing.memory_stream_pair()
@@ -432,12 +460,12 @@ async def test_cancelled_while_leaving() -> None:
             await peer.close()
 
         nursery.start_soon(mute)
+        conns: list[Connection] = []
         with trio.CancelScope() as scope:
             async with connect_stream(near, "ws://h/") as conn:
-                pass
+                conns.append(conn)
         assert scope.cancelled_caught
-        assert conn.close_info is not None
-        assert conn.close_info.clean
+        assert end_of(conns).clean
 
 
 async def test_an_exception_is_not_lost_by_a_cancellation_while_leaving() -> None:
@@ -568,19 +596,19 @@ async def test_backpressure(kind: Kind) -> None:
 
     app = App()
     Recorder(app, hooks={"message": wait}, receive_buffer=1000)
-    async with serving(app, kind, lockstep=kind in ("memory", "compressed")) as site:
-        async with client_of(site, on_slow="drop", send_limit=200_000, close_timeout=1) as conn:
-            with trio.move_on_after(0.3) as scope:
-                for _ in range(10000):
-                    await conn.send(b"x" * 10000)
-            assert scope.cancelled_caught
-            assert conn.buffered > 0
-            while conn.send_nowait(b"y" * 50000):
-                pass
-            assert conn.dropped == 1
-            assert conn.buffered <= 200_020
-            release.set()
-            assert await conn.ping() > 0
+    options: dict[str, Any] = {"on_slow": "drop", "send_limit": 200_000}
+    async with serving(app, kind, lockstep=kind in ("memory", "compressed")) as site, client_of(site, **options) as conn:
+        with trio.move_on_after(0.3) as scope:
+            for _ in range(10000):
+                await conn.send(b"x" * 10000)
+        assert scope.cancelled_caught
+        assert conn.buffered > 0
+        while conn.send_nowait(b"y" * 50000):
+            pass
+        assert conn.dropped == 1
+        assert conn.buffered <= 200_020
+        release.set()
+        assert await conn.ping() > 0
 
 
 async def test_a_slow_server_is_given_up() -> None:
@@ -633,7 +661,7 @@ async def test_a_task_that_fails(kind: Kind, caplog: pytest.LogCaptureFixture) -
         raise mistake
 
     async with serving(app, kind) as site:
-        with pytest.raises(ValueError, match="in a task") as caught:
+        with pytest.raises(ValueError, match="in a task") as caught:  # noqa: PT012 -- the block has to be left by it
             async with client_of(site) as conn:
                 conn.start_soon(fail)
                 await conn.receive()
@@ -651,7 +679,7 @@ async def test_a_task_that_fails_while_the_block_ends_normally() -> None:
         raise ValueError("in a task")
 
     async with serving(app) as site:
-        with pytest.raises(ValueError, match="in a task"):
+        with pytest.raises(ValueError, match="in a task"):  # noqa: PT012 -- the block has to be left by it
             async with client_of(site) as conn:
                 conn.start_soon(fail)
                 await conn.wait_closed()
@@ -665,7 +693,7 @@ async def test_a_task_that_fails_beside_the_block(caplog: pytest.LogCaptureFixtu
         raise ValueError("in a task")
 
     async with serving(app) as site:
-        with pytest.raises(KeyError, match="block"):
+        with pytest.raises(KeyError, match="block"):  # noqa: PT012 -- the block has to be left by it
             async with client_of(site) as conn:
                 conn.start_soon(fail)
                 await conn.wait_closed()
@@ -682,7 +710,7 @@ async def test_a_task_that_exits() -> None:
         raise SystemExit(5)
 
     async with serving(app) as site, client_of(site) as other:
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit):  # noqa: PT012 -- the block has to be left by it
             async with client_of(site) as conn:
                 conn.start_soon(leave)
                 await conn.receive()
@@ -776,8 +804,16 @@ def test_a_generator_that_is_never_closed(recwarn: pytest.WarningsRecorder) -> N
 
 
 def test_an_open_connection_at_the_end_of_the_run() -> None:
-    """Nobody closes it; the engine goes with the run, and the connection is lost."""
+    """Nobody closes it; the engine and its tasks go with the run, and the connection is lost."""
     kept: list[Connection] = []
+    connecting: list[Any] = []
+    ended: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(True)
 
     async def main() -> None:
         near, far = trio.testing.memory_stream_pair()
@@ -787,9 +823,16 @@ def test_an_open_connection_at_the_end_of_the_run() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
-            kept.append(await connect_stream(near, "ws://h/").__aenter__())
+            connecting.append(connect_stream(near, "ws://h/"))
+            kept.append(await connecting[0].__aenter__())
+            kept[0].start_soon(work)
+            await trio.testing.wait_all_tasks_blocked()
 
     trio.run(main)
+    assert ended == [True]
+    leaving = connecting[0].__aexit__(None, None, None)
+    with pytest.raises(StopIteration):  # without Trio, there is nothing to wait for
+        leaving.send(None)
     assert kept[0].state is State.CLOSED
     assert kept[0].close_info is not None
     assert kept[0].close_info.code == 1006

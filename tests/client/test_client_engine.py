@@ -1,4 +1,4 @@
-"""The engine that all client connections of a Trio run share: when it starts, when it ends, and what its failure costs."""
+"""The engine that all client connections of a Trio run share: when it starts and ends, and what its failure costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio.testing
 
 from support.clients import client_of, nothing_left, tasks
 from support.rawserver import RawPeer, echo, raw_server
-from support.servers import Kind, Recorder, serving
+from support.servers import Kind, Recorder, TapStream, serving
 from trio_crowws import App, Connection, ConnectionClosedError, ConnectionLost, connect, connect_stream
 from trio_crowws._client import running
 from trio_crowws._transport.engine import Engine
@@ -93,7 +93,7 @@ async def test_a_defect_of_the_engine_costs_its_connections(
     async with raw_server(echo) as server, trio.open_nursery() as nursery:
         if transport == "stream":
             nursery.start_soon(RawPeer(far).accept)
-        with pytest.raises(ConnectionClosedError) as caught:
+        with pytest.raises(ConnectionClosedError) as caught:  # noqa: PT012 -- the block has to be left by it
             async with connect(server.url) if transport == "socket" else connect_stream(near, server.url) as conn:
                 with monkeypatch.context() as patch:
                     patch.setattr(type(conn._timers), "_fire_due", partial(crash, "defect"))
@@ -132,6 +132,8 @@ async def test_a_stream_that_breaks_trio_s_rules(caplog: pytest.LogCaptureFixtur
     """It costs its own connection, whose block hears of it."""
 
     class Odd(trio.abc.Stream):
+        """Raises what no stream may raise, also when it is closed."""
+
         async def send_all(self, data: object) -> None:
             await trio.lowlevel.checkpoint()
 
@@ -143,7 +145,7 @@ async def test_a_stream_that_breaks_trio_s_rules(caplog: pytest.LogCaptureFixtur
             raise ZeroDivisionError("odd")
 
         async def aclose(self) -> None:
-            await trio.lowlevel.checkpoint()
+            raise IndexError("odd, too")
 
     with pytest.raises(OSError, match="broke before the server had answered"):
         async with connect_stream(Odd(), "ws://h/"):
@@ -158,11 +160,7 @@ async def test_a_stream_that_does_not_close(
     """The block is left all the same, after a bounded time."""
     near, far = trio.testing.memory_stream_pair()
 
-    class Stuck(trio.abc.Stream):
-        send_all = near.send_all
-        wait_send_all_might_not_block = near.wait_send_all_might_not_block
-        receive_some = near.receive_some
-
+    class Stuck(TapStream):
         async def aclose(self) -> None:
             with trio.CancelScope(shield=True):
                 await trio.sleep(100)
@@ -170,7 +168,7 @@ async def test_a_stream_that_does_not_close(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(RawPeer(far).accept)
         began = trio.current_time()
-        async with connect_stream(Stuck(), "ws://h/", close_timeout=2) as conn:
+        async with connect_stream(Stuck(near), "ws://h/", close_timeout=2) as conn:
             pass
         assert conn.close_info is not None
         assert trio.current_time() - began < 10
@@ -231,3 +229,10 @@ async def test_connections_of_client_and_server_in_one_run() -> None:
         async with serving(app, "tcp") as site, client_of(site) as conn:
             await conn.send("hello")
             assert await conn.receive() == "hello"
+
+
+async def test_small_messages_are_not_held_back() -> None:
+    """Nagle's algorithm is off, as it is on a server's sockets."""
+    async with raw_server(echo) as server, connect(server.url) as conn:
+        sock: trio.socket.SocketType = getattr(conn._transport, "_sock")  # noqa: B009 -- there is no other way to see it
+        assert sock.getsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY) != 0

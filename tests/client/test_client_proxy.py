@@ -186,7 +186,7 @@ async def test_a_proxy_that_resets() -> None:
 
 async def test_no_proxy_there() -> None:
     """The error names the proxy, not the server."""
-    with pytest.raises(ConnectFailed, match="cannot connect to the proxy http://127.0.0.1:9"):
+    with pytest.raises(ConnectFailed, match=r"cannot connect to the proxy http://127\.0\.0\.1:9"):
         async with connect("ws://example.org/", proxy="http://user:s3cret@127.0.0.1:9"):
             pass
 

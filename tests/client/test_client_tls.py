@@ -39,7 +39,7 @@ def transports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def serving_as(authority: trustme.CA, *names: str, expired: bool = False) -> ssl.SSLContext:
-    when = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc) if expired else None
+    when = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC) if expired else None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(*names, not_after=when).configure_cert(context)
     return context
@@ -64,9 +64,9 @@ async def test_a_trusted_server(authority: trustme.CA, trusting: ssl.SSLContext,
 
 async def test_an_address_in_a_certificate(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     """It is compared as an address."""
-    async with raw_server(echo, tls=serving_as(authority, "127.0.0.1"), host="127.0.0.1") as server:
-        async with connect(server.url, ssl_context=trusting):
-            pass
+    context = serving_as(authority, "127.0.0.1")
+    async with raw_server(echo, tls=context, host="127.0.0.1") as server, connect(server.url, ssl_context=trusting):
+        pass
 
 
 WRONG = ["untrusted", "other name", "other address", "expired", "self-signed"]

@@ -27,7 +27,9 @@ from trio_crowws import (
     connect,
     connect_stream,
 )
+from trio_crowws._client.opening import Opening
 from trio_crowws._options import CLIENT_OPTIONS
+from trio_crowws._transport.poller import Poller
 
 # Arguments
 
@@ -106,7 +108,7 @@ def test_wrong_arguments_of_connect(url: Any, options: dict[str, Any], error: ty
 
 def test_a_stream_must_be_one() -> None:
     """A socket is not enough."""
-    with socket.socket() as sock, pytest.raises(TypeError, match="must be a trio.abc.Stream, not socket"):
+    with socket.socket() as sock, pytest.raises(TypeError, match=r"must be a trio.abc.Stream, not socket"):
         connect_stream(sock, "ws://h/")  # type: ignore[arg-type]
 
 
@@ -288,12 +290,11 @@ async def test_a_wrong_101(more: tuple[str, ...], accept: str | None, complaint:
         await peer.accept(*more, accept=accept)
         await peer.wait_end()
 
-    async with raw_server(script) as server:
-        async with nothing_left():
-            with pytest.raises(InvalidHandshake, match=complaint):
-                async with connect(server.url):
-                    pytest.fail("there is no connection")
-            await trio.sleep(0.05)
+    async with raw_server(script) as server, nothing_left():
+        with pytest.raises(InvalidHandshake, match=complaint):
+            async with connect(server.url):
+                pytest.fail("there is no connection")
+        await trio.sleep(0.05)
     assert not server.peers[0].frames
 
 
@@ -305,7 +306,7 @@ async def test_an_answer_that_is_not_http() -> None:
         await peer.wait_end()
 
     async with raw_server(script) as server:
-        with pytest.raises(InvalidHandshake, match="malformed.*220 mail"):
+        with pytest.raises(InvalidHandshake, match=r"malformed.*220 mail"):
             async with connect(server.url):
                 pass
 
@@ -325,10 +326,10 @@ async def test_an_answer_in_many_pieces_after_others() -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_header_bytes": 100}, {"max_headers": 2}])
-async def test_limits_of_the_head(limit: dict[str, int]) -> None:
+async def test_limits_of_the_head(limit: dict[str, Any]) -> None:
     """They are options, as on a server."""
     async with raw_server(echo) as server:
-        with pytest.raises(InvalidHandshake, match="larger than 100|more than 2"):
+        with pytest.raises(InvalidHandshake, match=r"larger than 100|more than 2"):
             async with connect(server.url, **limit):
                 pass
 
@@ -368,7 +369,7 @@ async def test_a_name_that_nobody_has() -> None:
 
     trio.socket.set_custom_hostname_resolver(Resolver())
     try:
-        with pytest.raises(ConnectFailed, match="nobody.example:80.*not known") as caught:
+        with pytest.raises(ConnectFailed, match=r"nobody.example:80.*not known") as caught:
             async with connect("ws://nobody.example/"):
                 pass
     finally:
@@ -443,28 +444,43 @@ async def test_the_server_resets(kind: Kind) -> None:
 
 async def test_a_socket_that_cannot_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's limits are an `OSError`, and the socket is closed."""
-    from trio_crowws._transport.poller import Poller
 
     def register(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "no space left for one more")
 
-    async with raw_server(echo) as server:
-        async with nothing_left():
-            with monkeypatch.context() as patch:
-                patch.setattr(Poller, "register", register)
-                with pytest.raises(ConnectFailed, match="no space left"):
-                    async with connect(server.url):
-                        pass
-            await trio.sleep(0.05)
+    async with raw_server(echo) as server, nothing_left():
+        with monkeypatch.context() as patch:
+            patch.setattr(Poller, "register", register)
+            with pytest.raises(ConnectFailed, match="no space left"):
+                async with connect(server.url):
+                    pass
+        await trio.sleep(0.05)
 
 
 async def test_a_stream_that_is_closed_already() -> None:
     """The attempt fails as it does with a server that hangs up."""
     near, far = trio.testing.memory_stream_pair()
     await far.aclose()
-    with pytest.raises(ConnectFailed, match="broke|closed"):
+    with pytest.raises(ConnectFailed, match=r"broke|closed"):
         async with connect_stream(near, "ws://h/"):
             pass
+
+
+async def test_a_connection_that_breaks_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anybody could use it, it has failed."""
+    answer = Opening.answer
+
+    async def broken(self: Opening) -> ServerResponse:
+        response = await answer(self)
+        assert self.transport is not None
+        self.transport.abort()
+        return response
+
+    monkeypatch.setattr(Opening, "answer", broken)
+    async with raw_server(echo) as server:
+        with pytest.raises(ConnectFailed, match="broke when the server had answered"):
+            async with connect(server.url):
+                pass
 
 
 # Time
@@ -476,12 +492,11 @@ async def test_a_server_that_never_answers(kind: Kind) -> None:
     async def script(peer: RawPeer) -> None:
         await peer.wait_end()
 
-    async with raw_server(script) as server:
-        async with nothing_left():
-            with pytest.raises(HandshakeTimeout, match="within open_timeout=0.1 s") as caught:
-                async with connect(server.url, open_timeout=0.1):
-                    pass
-            await trio.sleep(0.05)
+    async with raw_server(script) as server, nothing_left():
+        with pytest.raises(HandshakeTimeout, match=r"within open_timeout=0.1 s") as caught:
+            async with connect(server.url, open_timeout=0.1):
+                pass
+        await trio.sleep(0.05)
     assert isinstance(caught.value, TimeoutError)
 
 
@@ -640,6 +655,10 @@ async def test_never_from_wss_to_ws() -> None:
 
 async def test_from_ws_to_wss() -> None:
     """With the context that was given for it."""
-    async with raw_server(echo, tls=shared_tls().server) as secure, raw_server(redirect(secure.url)) as server:
-        async with connect(server.url, ssl_context=shared_tls().client, follow_redirects=True) as conn:
-            assert conn.request.secure
+    context = shared_tls().client
+    async with (
+        raw_server(echo, tls=shared_tls().server) as secure,
+        raw_server(redirect(secure.url)) as server,
+        connect(server.url, ssl_context=context, follow_redirects=True) as conn,
+    ):
+        assert conn.request.secure

@@ -10,6 +10,7 @@ A block runs as it stands. What differs from a reader's machine is only this:
 
 - `await` may stand outside a function, as on the pages that show a conversation; such a block runs in `trio.run`.
 - Servers listen on a free port of the loopback address, whatever port the page names.
+- `connect(...)` has its arguments checked, and then finds a server in memory, whatever host its URL names.
 - `app.run(...)` and `trio.run(...)` come back: the program is cancelled when all its tasks wait.
 - The `test_...` functions of a block are run, with the fixtures `nursery` and `autojump_clock` of pytest-trio.
 """
@@ -20,7 +21,8 @@ import ast
 import dataclasses
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import CodeType
@@ -31,7 +33,9 @@ import trio
 import trio.testing
 import trustme
 
-from trio_crowws import App
+import trio_crowws
+from support.rawclient import unwrapped
+from trio_crowws import App, Connection, Reject, Request, connect_stream
 from trio_crowws._options import APP_ONLY, Options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +136,7 @@ SETUPS: dict[str, Callable[[Namespace], None]] = {"app": provide_app, "certifica
 real_trio_run = trio.run
 real_run = App.run
 real_serve = App.serve
+real_connect = trio_crowws.connect
 
 
 async def serve_on_a_free_port(
@@ -139,6 +144,43 @@ async def serve_on_a_free_port(
 ) -> None:
     inspect.signature(real_serve).bind(app, host, port, unix=unix, **options)
     await real_serve(app, "127.0.0.1", 0, unix=unix, **options)
+
+
+def client_app() -> App:
+    """The server that the pages about the client talk to."""
+    app = App(subprotocols="first")
+
+    @app.websocket("/echo")
+    async def echo(conn: Connection) -> None:
+        async for message in conn:
+            await conn.send(message)
+
+    @app.websocket("/feed")
+    async def feed(conn: Connection) -> None:
+        for reading in range(3):
+            await conn.send_json(reading)
+
+    private = app.websocket("/private")
+    private(echo)
+
+    @private.on_accept
+    def check(request: Request) -> Reject | None:
+        return None if "authorization" in request.headers else Reject(401, "who are you?\n")
+
+    return app
+
+
+@asynccontextmanager
+async def connect_in_memory(url: str, **options: Any) -> AsyncGenerator[Connection]:
+    real_connect(url, **options)
+    for name in ("ssl_context", "proxy", "follow_redirects"):
+        options.pop(name, None)
+    near, far = trio.testing.memory_stream_pair()
+    with unwrapped():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client_app().serve_stream, far)
+            async with connect_stream(near, url, **options) as conn:
+                yield conn
 
 
 def run_until_listening(app: App, *args: Any, **options: Any) -> None:
@@ -216,6 +258,7 @@ def test_the_snippets_of_the_documentation_run(
     monkeypatch.setattr(App, "run", run_until_listening)
     monkeypatch.setattr(App, "serve", serve_on_a_free_port)
     monkeypatch.setattr(trio, "run", run_until_idle)
+    monkeypatch.setattr(trio_crowws, "connect", connect_in_memory)
     namespace: Namespace = {"__name__": "__main__"}
     for block in story:
         run_block(block, namespace)

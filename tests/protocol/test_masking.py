@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.require import missing
 from trio_crowws._protocol import masking
-from trio_crowws._protocol.masking import unmask
+from trio_crowws._protocol.encoding import encode_binary, encode_text, frame_header
+from trio_crowws._protocol.framing import FrameReader
+from trio_crowws._protocol.masking import mask_frame, unmask
 
 KEY = b"\x37\xfa\x21\x3d"
 NOISE = bytes((index * index + 7 * index) % 251 for index in range(70_000))
@@ -78,3 +82,41 @@ def test_pieces(data: bytes, key: bytes, cut: int) -> None:
     """A payload that comes in two pieces is unmasked to the same bytes as one that comes whole."""
     head, tail = data[:cut], data[cut:]
     assert unmask(head, key) + unmask(tail, key, len(head)) == unmask(data, key)
+
+
+# Whole frames
+
+
+def masked_by_definition(frame: bytes, key: bytes) -> bytes:
+    head = {126: 4, 127: 10}.get(frame[1], 2)
+    return frame[:1] + bytes((frame[1] | 0x80,)) + frame[2:head] + key + by_definition(frame[head:], key)
+
+
+@pytest.mark.parametrize("with_numpy", [True, False])
+@pytest.mark.parametrize("encode", [encode_binary, lambda data: encode_text("a" * len(data))], ids=["binary", "text"])
+def test_frames_of_every_size(
+    encode: Callable[[bytes], bytes], with_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame becomes the same one with the mask bit, the key, and a masked payload."""
+    if not with_numpy:
+        monkeypatch.setattr(masking, "numpy", None)
+    elif masking.numpy is None:
+        missing("needs numpy")
+    for size in SIZES:
+        frame = encode(NOISE[:size])
+        assert bytes(mask_frame(frame, KEY)) == masked_by_definition(frame, KEY), size
+
+
+@pytest.mark.parametrize("first", [0x81, 0x82, 0x88, 0x89, 0x8A, 0xC1, 0xC2, 0x01, 0x80, 0x00])
+def test_frames_of_every_kind(first: int) -> None:
+    """Control frames, compressed messages and fragments are masked as well."""
+    for size in (0, 1, 125, 126, 2000):
+        frame = frame_header(first, size) + NOISE[:size]
+        assert bytes(mask_frame(frame, KEY)) == masked_by_definition(frame, KEY)
+
+
+@given(st.binary(max_size=3000), st.binary(min_size=4, max_size=4))
+def test_a_masked_frame_is_read_by_a_server(data: bytes, key: bytes) -> None:
+    """What goes in at one end comes out at the other."""
+    reader = FrameReader(max_payload=None, max_fragments=None, control_rate=None, clock=lambda: 0)
+    assert reader.receive(bytes(mask_frame(encode_binary(data), key))) == [data]

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import trio
 
 from support.servers import Site, shared_tls
-from trio_crowws import Connection, connect, connect_stream
+from trio_crowws import CloseInfo, Connection, connect, connect_stream
 
-__all__ = ["client_of", "nothing_left", "open_files", "tasks"]
+__all__ = ["client_of", "end_of", "nothing_left", "open_files", "tasks"]
 
 
 def client_of(site: Site, path: str = "/", **options: Any) -> AbstractAsyncContextManager[Connection]:
@@ -28,6 +28,13 @@ def client_of(site: Site, path: str = "/", **options: Any) -> AbstractAsyncConte
     if site.kind == "tls":
         return connect(f"wss://localhost:{site.server.port}{path}", ssl_context=shared_tls().client, **options)
     return connect(f"ws://127.0.0.1:{site.server.port}{path}", **options)
+
+
+def end_of(conns: list[Connection]) -> CloseInfo:
+    """How the only connection among `conns` has ended."""
+    [conn] = conns
+    assert conn.close_info is not None
+    return conn.close_info
 
 
 def open_files() -> set[str]:

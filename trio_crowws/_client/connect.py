@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
 from .._options import Options, check_seconds
 from .._protocol.handshake import check_headers
 from .._protocol.url import parse_proxy, parse_url
+from .._session.accepting import HeadersLike
+from .._session.connection import Connection
 from .connecting import Connecting, Plan
 
-if TYPE_CHECKING:
-    from .._session.connection import Connection
-
 __all__ = ["connect", "connect_stream"]
-
-HeadersLike = Mapping[str, str] | Sequence[tuple[str, str]]
 
 _FOLLOWED = 5
 """Redirects that are followed with `follow_redirects=True`."""

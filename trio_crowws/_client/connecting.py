@@ -94,8 +94,8 @@ class Connecting:
             raise RuntimeError("the result of connect can be used for one connection only; call connect again")
         self._used = True
         plan = self._plan
+        self._shared = SharedEngine.enter()
         try:
-            self._shared = SharedEngine.enter()
             with trio.CancelScope(deadline=trio.current_time() + plan.open_timeout):
                 await self._shared.engine.wait_running()
                 self._conn = await self._connect()
@@ -185,12 +185,9 @@ class Connecting:
             opening.transport = transport
             transport.start()
             return transport
-        except OSError as error:  # it was reset at once, or the system cannot watch one more socket
+        except Exception as error:  # it was reset at once, the system cannot watch one more, or TLS refuses the name
             sock.close()
             raise ConnectFailed(f"cannot use the connection to {target.authority}: {error}") from error
-        except BaseException:
-            sock.close()
-            raise
 
     def _accept(self, target: Target, request: UpgradeRequest, response: ServerResponse) -> Connection:
         """The server has agreed: make the connection."""
@@ -199,7 +196,8 @@ class Connecting:
         assert shared is not None
         subprotocol = check_accepted(request, response)
         transport, timers = opening.transport, shared.engine.timers
-        if transport is None or transport.closed:
+        assert transport is not None
+        if transport.closed:
             raise ConnectFailed("the connection broke when the server had answered")
         reader = FrameReader(
             max_payload=options.max_payload,
@@ -239,19 +237,19 @@ class Connecting:
         """Let go of a server that has answered, but not with a connection."""
         assert self._shared is not None
         opening, self._opening = self._opening, None
-        if opening is not None and opening.transport is not None:
-            deadline = trio.current_time() + _PARTING_CANCELLED
-            if opening.answered:
-                opening.transport.close(deadline, linger=False)
-            else:
-                opening.transport.abort()
-            await self._shared.engine.wait_released(opening.transport, deadline)
+        assert opening is not None
+        assert opening.transport is not None
+        deadline = trio.current_time() + _PARTING_CANCELLED
+        if opening.answered:
+            opening.transport.close(deadline, linger=False)
+        else:
+            opening.transport.abort()
+        await self._shared.engine.wait_released(opening.transport, deadline)
 
     async def _give_up(self) -> None:
         """There will be no connection: leave nothing behind. Each of the steps is bounded, and shielded for that."""
-        if self._shared is None:
-            return
-        stream = self._plan.stream
+        shared, stream = self._shared, self._plan.stream
+        assert shared is not None
         try:
             if self._opening is not None:
                 await self._drop()
@@ -259,7 +257,7 @@ class Connecting:
                 with trio.CancelScope(deadline=trio.current_time() + _PARTING, shield=True):
                     await trio.aclose_forcefully(stream)
         finally:
-            await self._shared.leave()
+            await shared.leave()
 
 
 def _all(plan: Plan, headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

@@ -111,8 +111,7 @@ class AnswerReader:
         sent = self._http.send(request)
         assert sent is not None
         self.request = sent
-        if self._http.our_state is h11.SEND_BODY:
-            self._http.send(h11.EndOfMessage())
+        self._http.send(h11.EndOfMessage())
         self._max_header_bytes = max_header_bytes
         self._max_headers = max_headers
         self._received = 0
@@ -230,11 +229,11 @@ def check_accepted(request: UpgradeRequest, response: ServerResponse) -> str | N
         raise _wrong(headers, "Upgrade")
     if "upgrade" not in map(str.lower, split_list(headers.get_all("connection"))):
         raise _wrong(headers, "Connection")
-    if headers.get_all("sec-websocket-accept") != (request.accept,):
+    if list(headers.get_all("sec-websocket-accept")) != [request.accept]:
         raise _wrong(headers, "Sec-WebSocket-Accept")
     if split_list(headers.get_all("sec-websocket-extensions")):
         raise _wrong(headers, "Sec-WebSocket-Extensions", " which was not offered")
-    chosen = headers.get_all("sec-websocket-protocol")
+    chosen = list(headers.get_all("sec-websocket-protocol"))
     if not chosen:
         return None
     if len(chosen) > 1 or chosen[0] not in request.subprotocols:

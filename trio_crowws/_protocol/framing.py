@@ -214,10 +214,11 @@ class FrameReader:
                 length = data[position + 1] - mask_bit
                 stop = start + length
                 if 0 <= length <= max_short and stop <= end and first in _DATA:
-                    payload = data[start:stop]
                     if mask_bit:
                         mask = from_bytes(data[position + 2 : start]) * _REPEAT[length] >> _SURPLUS[length]
-                        payload = (from_bytes(payload) ^ mask).to_bytes(length)
+                        payload = (from_bytes(data[start:stop]) ^ mask).to_bytes(length)
+                    else:
+                        payload = data[start:stop]
                     try:
                         events.append(payload if first == BINARY else payload.decode())
                     except UnicodeDecodeError:

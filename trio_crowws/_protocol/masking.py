@@ -73,7 +73,7 @@ def mask_frame(frame: bytes, key: bytes) -> bytes | memoryview:
         size = len(frame) - 2
         mask = int.from_bytes(key) * _REPEAT_SMALL >> 8 * (_SMALL - size)
         return head + key + (int.from_bytes(frame[2:]) ^ mask).to_bytes(size)
-    start = 4 if frame[1] == 126 else 10
+    start = 10 if frame[1] == 127 else 4 if frame[1] == 126 else 2
     head = bytes((frame[0], frame[1] | 0x80)) + frame[2:start] + key
     if len(frame) <= _INTEGER_LIMIT or numpy is None:
         return head + unmask(frame[start:], key)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._protocol.handshake import check_headers
 
-__all__ = ["Accept", "Reject", "Response", "as_response"]
+__all__ = ["Accept", "HeadersLike", "Reject", "Response", "as_response"]
 
 HeadersLike = Mapping[str, str] | Sequence[tuple[str, str]]
 

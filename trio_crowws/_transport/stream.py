@@ -23,7 +23,7 @@ _PIECE = 64 * 1024
 class StreamTransport(Transport):
     """One stream, with the tasks that pump its bytes."""
 
-    __slots__ = ("_handshake_deadline", "_idle_writer", "_resumed", "_running", "_scope", "_stream", "_tls")
+    __slots__ = ("_at_end", "_handshake_deadline", "_idle_writer", "_resumed", "_running", "_scope", "_stream", "_tls")
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class StreamTransport(Transport):
         self._handshake_deadline = handshake_deadline
         self._scope = trio.CancelScope()
         self._running = True
+        self._at_end = False
         self._resumed = trio.Event()
         self._idle_writer: trio.lowlevel.Task | None = None
         self._tls = as_tls(stream)
@@ -109,6 +110,7 @@ class StreamTransport(Transport):
             if not self.buffered:
                 self._release()
             return
+        self._at_end = True
         self._report_end()
 
     async def _write_pump(self) -> None:
@@ -147,10 +149,10 @@ class StreamTransport(Transport):
 
     async def _close_stream(self) -> None:
         """Everything is sent. A stream that can end one direction lingers in the reading pump; others just close."""
-        if self._patient:
+        if self._patient and not self._at_end:
             self._resumed.set()
             return
-        if self._closing:
+        if self._closing and not self._at_end:
             # Below TLS there is a stream that can do what TLS as Trio offers it cannot.
             stream = self._stream if self._tls is None else self._tls.transport_stream
             if isinstance(stream, trio.abc.HalfCloseableStream):
