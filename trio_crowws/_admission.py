@@ -144,10 +144,7 @@ class Admission:
         self._site._occupied += 1
 
     def _start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
-        try:
-            nursery.start_soon(function, *args)
-        except RuntimeError:  # the nursery has closed in this very moment
-            raise SHUTTING_DOWN from None
+        nursery.start_soon(function, *args)
         self.tasks += 1
 
     def _task_ended(self) -> None:

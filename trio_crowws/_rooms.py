@@ -51,7 +51,7 @@ def deliver(
     packed: dict[Compressor, bytes] = {}
     sent = dropped = closed = 0
     for conn in members:
-        if conn in exclude:
+        if exclude and conn in exclude:
             continue
         if conn._packer is None:
             offered = conn._offer(frame, room)

@@ -187,8 +187,8 @@ def open_connection(
     conn.userdata = accepted.userdata
     opening.hand_over()
     opening.transport.receiver = conn
+    opening.transport.eager = True  # nothing will follow that could go along with it
     opening.transport.write(answer)
-    opening.transport.flush()
     return conn
 
 

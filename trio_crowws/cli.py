@@ -112,7 +112,3 @@ def _tls(certfile: str, keyfile: str | None) -> ssl.SSLContext:
 def _announce(server: Server) -> None:
     for address in server.addresses:
         print("listening on", address if isinstance(address, str) else format_address(address), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -96,6 +96,14 @@ def test_loosened_verdict() -> None:
     assert not judge(table, loosen=2)[0].missed
 
 
+def test_loosened_verdict_by_cpu_time() -> None:
+    """The smoke test passes a target that only CPU time reaches, because rates say little on a busy machine."""
+    table = table_of({"ours": [run(40, server_us=5)], "theirs": [run(100, server_us=20)]}, FASTER)
+    assert not judge(table, loosen=2)[0].missed
+    table = table_of({"ours": [run(40, server_us=30)], "theirs": [run(100, server_us=20)]}, FASTER)
+    assert judge(table, loosen=2)[0].missed
+
+
 def test_load_generator_as_the_limit() -> None:
     """A row where the load generator was busy and the server was not is named."""
     busy = run(100, client_cpu=0.99) | {"server_cpu": 0.7}

@@ -7,11 +7,11 @@ wsproto is the referee: it decides what is legal. But nearly every frame of a li
 can be, and for those there is nothing to decide and wsproto's care costs ten times what the work itself costs. So there
 are two lanes, and this module is mostly about when to change between them.
 
-*Plain* is a text, binary, ping or pong frame that is not fragmented, has no reserved bit set, is masked as it must be,
-states its length in the shortest form, and is within the limits. Such a frame is decoded right here. *Everything else*
-goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first needed: fragmented
-messages and all that comes between their frames, Close frames, and whatever is wrong in any way. The fast lane does
-not fail a connection: it declines a frame, and the referee finds the words.
+*Plain* is a text, binary, ping, pong or Close frame that is not fragmented, has no reserved bit set, is masked as it
+must be, states its length in the shortest form, and is within the limits. Such a frame is decoded right here.
+*Everything else* goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first
+needed: fragmented messages and all that comes between their frames, and whatever is wrong in any way. The fast lane
+does not fail a connection: it declines a frame, and the referee finds the words.
 
 For the lanes to change, wsproto must stand at the beginning of a frame whenever the fast lane runs. What it once got
 cannot be taken back, so it is given exactly one frame at a time (in pieces, as they come), and it owns the connection
@@ -52,7 +52,7 @@ from typing import Final, TypeAlias
 from wsproto import events as wsproto_events
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 
-from .._closeinfo import CloseCode
+from .._closeinfo import CloseCode, check_close
 from ..errors import InvalidUTF8, ProtocolError
 from .chunks import Chunks
 from .deflate import COMPRESSED, Inflater
@@ -64,7 +64,15 @@ from .masking import unmask
 __all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
 
 _DATA: Final = (TEXT, BINARY)
+<<<<<<< HEAD
 _PING_PONG: Final = (PING, PONG)
+=======
+_COMPRESSED: Final = (TEXT | RSV1, BINARY | RSV1)
+_CONTROL: Final = (PING, PONG, CLOSE)
+_MASKED: Final = 0x80  # in the second byte; the rest of that is the length, or says where the length stands
+_LENGTH_FIELD: Final = 0x7F
+_NO_LIMIT: Final = (1 << 63) - 1  # a length is a 63-bit number
+>>>>>>> main
 _ZERO_KEY: Final = bytes(4)
 
 # Bytes that compressed messages may become within one call: about what a read without compression brings at most. A
@@ -256,8 +264,13 @@ class FrameReader:
         length = data[position + 1] & LENGTH_FIELD
         masked = data[position + 1] != length
         is_data = first in _DATA
+<<<<<<< HEAD
         if masked not in self._masking or not (is_data or (first in _PING_PONG and length <= MAX_SHORT)):
             if first in COMPRESSED and self._inflater is not None:
+=======
+        if masked not in self._masking or not (is_data or (first in _CONTROL and length <= MAX_SHORT)):
+            if first in _COMPRESSED and self._inflater is not None:
+>>>>>>> main
                 return self._take_compressed(self._inflater, data, position, events)
             return self._refer(data, position, events)
         start = position + 2
@@ -281,6 +294,8 @@ class FrameReader:
             if event is None:
                 return self._refer(data, position, events)
             events.append(event)
+            if first == CLOSE:
+                self._finish()
             return stop
         if start <= end and is_data:
             self._owner = _Partial(first, key, length)
@@ -310,6 +325,8 @@ class FrameReader:
                 return payload.decode()
             except UnicodeDecodeError:
                 return None
+        if first == CLOSE:
+            return _decode_close(payload)
         if self._rate is not None and not self._rate.take():
             return None
         return Ping(payload) if first == PING else Pong(payload)
@@ -458,7 +475,8 @@ class _Referee:
                 events.append(Ping(bytes(event.payload)))
             elif isinstance(event, wsproto_events.Pong):
                 events.append(Pong(bytes(event.payload)))
-            elif isinstance(event, wsproto_events.CloseConnection):
+            else:
+                assert isinstance(event, wsproto_events.CloseConnection), event
                 self.finished = True
                 # A failure looks like a Close frame of the peer with that code; but it does not change the state.
                 failed = self._connection.state is ConnectionState.OPEN
@@ -488,3 +506,35 @@ class _Referee:
         code = CloseCode.BAD_GATEWAY if self._bad_gateway else event.code
         # A frame without a code is what 1005 stands for; a peer that sends 1005 has been failed.
         return CloseReceived(None if code == CloseCode.NO_STATUS else int(code), event.reason or "")
+<<<<<<< HEAD
+=======
+
+
+def _decode_close(payload: bytes) -> CloseReceived | None:
+    """What an orderly Close frame says; `None` if the referee has to say what is wrong with it."""
+    if not payload:
+        return CloseReceived(None, "")
+    try:
+        return CloseReceived(*check_close(int.from_bytes(payload[:2]), payload[2:].decode()))
+    except ValueError:  # a code that must not be sent, half a code, or a reason that is not UTF-8
+        return None
+
+
+def _mask_header(header: bytes) -> bytes:
+    """The same header with the mask bit set."""
+    return bytes((header[0], header[1] | _MASKED)) + header[2:]
+
+
+def _scan(data: bytes, position: int) -> tuple[int, int]:
+    """Where a frame's payload begins (beyond the end if the header is incomplete), and how long it is."""
+    start = position + 2
+    if start > len(data):
+        return start, 0
+    second = data[position + 1]
+    length = second & _LENGTH_FIELD
+    if length > MAX_SHORT:
+        field = start
+        start += 2 if length == 126 else 8
+        length = int.from_bytes(data[field:start])
+    return start + (4 if second >= _MASKED else 0), length
+>>>>>>> main

@@ -221,8 +221,12 @@ class Ending:
     def _write(self, frame: bytes) -> None:
         """Queue a whole frame."""
         if self._debug:
-            logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
+            self._log_sent(frame)
         self._transport.write(frame)
+
+    def _log_sent(self, frame: bytes) -> None:
+        """What goes out, but never what it says."""
+        logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
 
     def _initiate(self, side: Literal["local", "remote"]) -> None:
         if self._initiator is None:
@@ -286,8 +290,6 @@ class Ending:
 
     def _conclude(self) -> None:
         """What the peer sent before its Close, fault or end of stream has been taken: now that is due."""
-        if self._phase is not Phase.ANSWERING:
-            return
         terminal = self._terminal
         if isinstance(terminal, CloseReceived):
             # Section 5.5.1: echo the code; the reason was the peer's to give.
@@ -455,14 +457,13 @@ class Ending:
         if not self._pings or payload not in self._pings:
             return
         now = self._timers.tick()
-        for sent in list(self._pings):
+        sent: bytes | None = None
+        while sent != payload:
+            sent = next(iter(self._pings))
             ping = self._pings.pop(sent)
-            ping.latency = now - ping.sent_at
+            self._latency = ping.latency = now - ping.sent_at
             if ping.answered is not None:
                 ping.answered.set()
-            if sent == payload:
-                self._latency = ping.latency
-                break
         if not self._pings:
             self._pings = None  # an empty dict that once held something is not small
 

@@ -212,6 +212,12 @@ class Sending(Ending):
         if self._phase > _ANSWERING:
             return Offered.CLOSED
         transport = self._transport
+        if self._latest is None and not transport.buffered:  # the commonest case by far
+            if self._debug:
+                self._log_sent(frame)
+            transport.write(frame)
+            self.messages_sent += 1
+            return _SENT
         if self._latest is not None and room in self._latest:
             return self._keep_latest(self._latest, frame, room, later)
         # What is queued and what is new decide together. On an empty queue even an oversize message may go.

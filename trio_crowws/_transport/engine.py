@@ -69,7 +69,7 @@ class Engine:
         ssl_context: ssl.SSLContext | None,
         handshake_deadline: float,
     ) -> Transport:
-        """Serve a connected stdlib socket; `receiver` hears of it from the next scheduler pass on."""
+        """Serve a connected stdlib socket, from the moment when the transport is told to `start`."""
         sock.setblocking(False)
         if self._poller is None:
             stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
@@ -83,7 +83,6 @@ class Engine:
         if ssl_context is not None:
             lower.receiver = transport = TLSTransport(lower, ssl_context, self.turns, self.timers)
         transport.receiver = receiver
-        lower.start()
         return transport
 
     def add_stream(

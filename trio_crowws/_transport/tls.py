@@ -41,6 +41,9 @@ class TLSTransport(Transport):
 
     # From the socket
 
+    def start(self) -> None:
+        self._lower.start()
+
     def feed(self, data: bytes) -> None:
         """Take records."""
         self._incoming.write(data)
@@ -87,8 +90,6 @@ class TLSTransport(Transport):
                 piece = self._tls.read(READ_SIZE)
             except ssl.SSLWantReadError:
                 break
-            except ssl.SSLZeroReturnError:
-                return b"".join(pieces), True
             if not piece:
                 return b"".join(pieces), True
             pieces.append(piece)
@@ -180,9 +181,9 @@ class TLSTransport(Transport):
         self._forget()
 
     def abort(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
         self._lower.abort()  # it may outlive this layer, to linger
         if not self.closed:
             self._forget()
-
-    def _release(self) -> None:
-        self.abort()
