@@ -64,15 +64,7 @@ from .masking import unmask
 __all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
 
 _DATA: Final = (TEXT, BINARY)
-<<<<<<< HEAD
-_PING_PONG: Final = (PING, PONG)
-=======
-_COMPRESSED: Final = (TEXT | RSV1, BINARY | RSV1)
 _CONTROL: Final = (PING, PONG, CLOSE)
-_MASKED: Final = 0x80  # in the second byte; the rest of that is the length, or says where the length stands
-_LENGTH_FIELD: Final = 0x7F
-_NO_LIMIT: Final = (1 << 63) - 1  # a length is a 63-bit number
->>>>>>> main
 _ZERO_KEY: Final = bytes(4)
 
 # Bytes that compressed messages may become within one call: about what a read without compression brings at most. A
@@ -264,13 +256,8 @@ class FrameReader:
         length = data[position + 1] & LENGTH_FIELD
         masked = data[position + 1] != length
         is_data = first in _DATA
-<<<<<<< HEAD
-        if masked not in self._masking or not (is_data or (first in _PING_PONG and length <= MAX_SHORT)):
-            if first in COMPRESSED and self._inflater is not None:
-=======
         if masked not in self._masking or not (is_data or (first in _CONTROL and length <= MAX_SHORT)):
-            if first in _COMPRESSED and self._inflater is not None:
->>>>>>> main
+            if first in COMPRESSED and self._inflater is not None:
                 return self._take_compressed(self._inflater, data, position, events)
             return self._refer(data, position, events)
         start = position + 2
@@ -295,7 +282,7 @@ class FrameReader:
                 return self._refer(data, position, events)
             events.append(event)
             if first == CLOSE:
-                self._finish()
+                self.finish()
             return stop
         if start <= end and is_data:
             self._owner = _Partial(first, key, length)
@@ -506,8 +493,6 @@ class _Referee:
         code = CloseCode.BAD_GATEWAY if self._bad_gateway else event.code
         # A frame without a code is what 1005 stands for; a peer that sends 1005 has been failed.
         return CloseReceived(None if code == CloseCode.NO_STATUS else int(code), event.reason or "")
-<<<<<<< HEAD
-=======
 
 
 def _decode_close(payload: bytes) -> CloseReceived | None:
@@ -518,23 +503,3 @@ def _decode_close(payload: bytes) -> CloseReceived | None:
         return CloseReceived(*check_close(int.from_bytes(payload[:2]), payload[2:].decode()))
     except ValueError:  # a code that must not be sent, half a code, or a reason that is not UTF-8
         return None
-
-
-def _mask_header(header: bytes) -> bytes:
-    """The same header with the mask bit set."""
-    return bytes((header[0], header[1] | _MASKED)) + header[2:]
-
-
-def _scan(data: bytes, position: int) -> tuple[int, int]:
-    """Where a frame's payload begins (beyond the end if the header is incomplete), and how long it is."""
-    start = position + 2
-    if start > len(data):
-        return start, 0
-    second = data[position + 1]
-    length = second & _LENGTH_FIELD
-    if length > MAX_SHORT:
-        field = start
-        start += 2 if length == 126 else 8
-        length = int.from_bytes(data[field:start])
-    return start + (4 if second >= _MASKED else 0), length
->>>>>>> main
