@@ -15,7 +15,7 @@ import trio.testing
 from support.servers import EVERYTHING, Recorder, Site, decode, messages_of, noise, serving
 from trio_crowws import Accept, App, Connection, Deflate, PublishResult
 from trio_crowws._protocol.compressing import Compressor
-from trio_crowws._session.ending import Ending
+from trio_crowws._transport.base import Transport
 from trio_crowws.testing import Peer, Refused, connect, shake_hands
 
 KIB = 1024
@@ -281,11 +281,11 @@ async def test_a_room_compresses_once_for_each_setting(
     offers = [Deflate(server_max_window_bits=bits) for bits in (9, 11, 15)]
     count = 1000
     written: list[bytes] = []
-    write = Ending._write
+    write = Transport.write
 
-    def keep(conn: Ending, frame: bytes) -> None:
+    def keep(transport: Transport, frame: bytes) -> None:
         written.append(frame)
-        write(conn, frame)
+        write(transport, frame)
 
     async with serving(app, patience=60) as site, AsyncExitStack() as stack:
         peers = [await offering(stack, site, [*offers, None][number % 4]) for number in range(count)]
@@ -297,7 +297,7 @@ async def test_a_room_compresses_once_for_each_setting(
         assert not compressions
         for conn in app.connections:
             conn.join("all")
-        monkeypatch.setattr(Ending, "_write", keep)
+        monkeypatch.setattr(Transport, "write", keep)
         assert app.publish("all", LONG) == PublishResult(count + 1, 0, 0)
         assert compressions == {9: 1, 11: 1, 15: 1}
         assert len(written) == count + 1

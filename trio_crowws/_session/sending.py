@@ -212,7 +212,7 @@ class Sending(Ending):
         if self._phase > _ANSWERING:
             return Offered.CLOSED
         transport = self._transport
-        if self._latest is None and not transport.buffered:  # the commonest case by far
+        if self._latest is None and not transport.buffered and not later:  # the commonest case by far
             if self._debug:
                 self._log_sent(frame)
             transport.write(frame)
