@@ -14,26 +14,8 @@ __all__ = ["COUNT", "compressed_messages", "document", "write_messages"]
 COUNT = 16
 """How many the load generator wants; they have to be of one size."""
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "and",
-    "then",
-    "runs",
-    "home",
-    "again",
-    "before",
-    "it",
-    "is",
-    "dark",
-]
+TEXT = "the quick brown fox jumps over a lazy dog and then runs home again before it is dark"
+WORDS = TEXT.split()
 
 
 def document(source: random.Random, size: int) -> bytes:
