@@ -19,18 +19,20 @@ WORDS = TEXT.split()
 
 
 def document(source: random.Random, size: int) -> bytes:
-    """A list of records as one JSON text of `size` bytes."""
-    records: list[dict[str, object]] = []
-    while len(text := json.dumps(records)) < size:
-        records.append(
-            {
-                "id": source.randrange(10**6),
-                "user": f"user{source.randrange(1000)}",
-                "text": " ".join(source.choices(WORDS, k=8)),
-                "price": round(source.uniform(1, 1000), 2),
-            }
-        )
-    return text[: size - 1].encode() + b"]"
+    """A list of records as one JSON text of `size` bytes; what is missing in the end is filled up with words."""
+    records: list[object] = []
+    while True:
+        record = {
+            "id": source.randrange(10**6),
+            "user": f"user{source.randrange(1000)}",
+            "text": " ".join(source.choices(WORDS, k=8)),
+            "price": round(source.uniform(1, 1000), 2),
+        }
+        if len(json.dumps([*records, record, ""])) > size:
+            break
+        records.append(record)
+    missing = size - len(json.dumps([*records, ""]))
+    return json.dumps([*records, " ".join(source.choices(WORDS, k=missing))[:missing]]).encode()
 
 
 def compressed_messages(size: int) -> list[bytes]:
