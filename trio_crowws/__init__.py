@@ -6,9 +6,13 @@ Everything that an application needs is here; `trio_crowws.testing` has what its
 from __future__ import annotations
 
 from ._app import App
+from ._client.backoff import Backoff
+from ._client.connect import connect, connect_stream
+from ._client.supervisor import LinkPhase, LinkState, is_final, keep_connected
 from ._closeinfo import CloseCode, CloseFrame, CloseInfo
 from ._deflate import Deflate
 from ._options import Options
+from ._protocol.answer import ServerResponse
 from ._protocol.request import Headers, Query, Request
 from ._rooms import PublishResult, Room
 from ._route import Route
@@ -20,6 +24,7 @@ from ._session.handlers import Handler
 from ._stats import Stats
 from .errors import (
     CloseTimeout,
+    ConnectFailed,
     ConnectionClosed,
     ConnectionClosedError,
     ConnectionClosedOK,
@@ -27,10 +32,15 @@ from .errors import (
     CrowWSError,
     HandlerError,
     HandshakeError,
+    HandshakeTimeout,
     HeartbeatTimeout,
+    InvalidHandshake,
+    InvalidURL,
     InvalidUTF8,
     PayloadTooBig,
     ProtocolError,
+    ProxyError,
+    Rejected,
     SlowConsumer,
 )
 
@@ -39,10 +49,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Accept",
     "App",
+    "Backoff",
     "CloseCode",
     "CloseFrame",
     "CloseInfo",
     "CloseTimeout",
+    "ConnectFailed",
     "Connection",
     "ConnectionClosed",
     "ConnectionClosedError",
@@ -53,21 +65,33 @@ __all__ = [
     "Handler",
     "HandlerError",
     "HandshakeError",
+    "HandshakeTimeout",
     "Headers",
     "HeartbeatTimeout",
+    "InvalidHandshake",
+    "InvalidURL",
     "InvalidUTF8",
+    "LinkPhase",
+    "LinkState",
     "Options",
     "PayloadTooBig",
     "ProtocolError",
+    "ProxyError",
     "PublishResult",
     "Query",
     "Reject",
+    "Rejected",
     "Request",
     "Response",
     "Room",
     "Route",
     "Server",
+    "ServerResponse",
     "SlowConsumer",
     "State",
     "Stats",
+    "connect",
+    "connect_stream",
+    "is_final",
+    "keep_connected",
 ]

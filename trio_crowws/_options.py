@@ -18,7 +18,7 @@ from ._deflate import Deflate
 if TYPE_CHECKING:
     from ._protocol.request import Request
 
-__all__ = ["Options"]
+__all__ = ["Options", "check_seconds"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -168,6 +168,25 @@ _CHECKS: Mapping[str, _Check] = {
 APP_ONLY = frozenset({"max_header_bytes", "max_headers", "max_connections", "shutdown_grace"})
 """Options that are needed before a route is known, or that count over all of them."""
 
+CLIENT_OPTIONS = (
+    "max_payload",
+    "max_fragments",
+    "control_rate",
+    "receive_buffer",
+    "subprotocols",
+    "max_header_bytes",
+    "max_headers",
+    "ping_interval",
+    "ping_timeout",
+    "close_timeout",
+    "callback_timeout",
+    "send_high_water",
+    "send_limit",
+    "on_slow",
+    "send_timeout",
+)
+"""Options that have a meaning for a client's connection."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -232,10 +251,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
-            value = getattr(self, name)
-            if not check.accepts(value):
-                kind = ValueError if isinstance(value, check.wanted) and not isinstance(value, bool) else TypeError
-                raise kind(f"option {name}={value!r} is not allowed; it must be {check.allowed}")
+            _check(name, getattr(self, name), check)
         # A list that the caller changes later must not change the options.
         for name in ("origins", "subprotocols"):
             value = getattr(self, name)
@@ -261,6 +277,33 @@ class Options:
             if name in APP_ONLY:
                 raise TypeError(f"option {name} is for App(...), not for the route {path!r}")
         return dataclasses.replace(self, **given)
+
+    @classmethod
+    def for_client(cls, own: Sequence[str], given: Mapping[str, Any]) -> Options:
+        """The options of `connect(..., **given)`, which has others of its `own`."""
+        for name in given:
+            if name not in CLIENT_OPTIONS:
+                known = ", ".join(sorted((*own, *CLIENT_OPTIONS)))
+                raise TypeError(f"unknown option {name!r} for connect; the options are {known}")
+        if given.get("subprotocols") == "first":
+            raise TypeError("option subprotocols='first' is for a server; a client offers a sequence of names")
+        return cls(**given)
+
+
+def check_seconds(name: str, value: object, *, optional: bool = False) -> None:
+    """Check an option that is not a field of `Options`, with the words of those that are.
+
+    Raises:
+      TypeError: it has the wrong type.
+      ValueError: it is not allowed.
+    """
+    _check(name, value, _seconds(optional=optional))
+
+
+def _check(name: str, value: object, check: _Check) -> None:
+    if not check.accepts(value):
+        kind = ValueError if isinstance(value, check.wanted) and not isinstance(value, bool) else TypeError
+        raise kind(f"option {name}={value!r} is not allowed; it must be {check.allowed}")
 
 
 def _refuse_unknown(owner: str, given: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.tasks import unwrap
 from ._transport.engine import Engine
-from ._transport.stream import as_tls
+from ._transport.stream import addresses_of, plain_address
 
 if TYPE_CHECKING:
     from ._route import Route
@@ -318,28 +318,11 @@ class Server:
 
     def _begin_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
         if local is None and remote is None:
-            local, remote = _addresses_of(stream)
+            local, remote = addresses_of(stream)
         opening = self._admission.new_opening()
         opening.transport = self._engine.add_stream(stream, opening, local, remote, handshake_deadline=opening.deadline)
 
 
 def _address_of(listener: trio.abc.Listener[Any]) -> tuple[str, int] | str | None:
     below = getattr(listener, "transport_listener", None)  # TLS over something
-    return _plain(below.socket.getsockname()) if isinstance(below, trio.SocketListener) else None
-
-
-def _addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
-    """The local and the remote address of a stream, where there is a socket below it."""
-    while (tls := as_tls(stream)) is not None:
-        stream = tls.transport_stream
-    if not isinstance(stream, trio.SocketStream):
-        return None, None
-    try:
-        return _plain(stream.socket.getsockname()), _plain(stream.socket.getpeername())
-    except OSError:  # the peer has reset the connection already, which is found out when it is read
-        return None, None
-
-
-def _plain(name: tuple[Any, ...] | str) -> Address:
-    """What a socket is called, without the fields that only IPv6 has."""
-    return name if isinstance(name, str) else (name[0], name[1])
+    return plain_address(below.socket.getsockname()) if isinstance(below, trio.SocketListener) else None

@@ -2,6 +2,12 @@
 
     CrowWSError
     ├── HandshakeError              an upgrade request that is refused; carries the HTTP status
+    ├── InvalidURL                  what connect was given is not a URL for it; a ValueError
+    ├── ConnectFailed               no connection to the server, or it broke before there was an answer; an OSError
+    │   └── ProxyError              the proxy did not make a tunnel; carries its answer
+    ├── HandshakeTimeout            connect took longer than open_timeout; a TimeoutError
+    ├── Rejected                    the server answered without a 101; carries the answer
+    ├── InvalidHandshake            the server answered with what is not a correct 101
     ├── ConnectionClosed            raised by send, receive, ping; carries the CloseInfo
     │   ├── ConnectionClosedOK      both Close frames were exchanged
     │   └── ConnectionClosedError   they were not
@@ -22,11 +28,17 @@ one of them is the reason, it is the `__cause__`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ._closeinfo import CloseInfo
 
+if TYPE_CHECKING:
+    from ._protocol.answer import ServerResponse
+    from ._protocol.request import Headers
+
 __all__ = [
     "CloseTimeout",
+    "ConnectFailed",
     "ConnectionClosed",
     "ConnectionClosedError",
     "ConnectionClosedOK",
@@ -34,10 +46,15 @@ __all__ = [
     "CrowWSError",
     "HandlerError",
     "HandshakeError",
+    "HandshakeTimeout",
     "HeartbeatTimeout",
+    "InvalidHandshake",
+    "InvalidURL",
     "InvalidUTF8",
     "PayloadTooBig",
     "ProtocolError",
+    "ProxyError",
+    "Rejected",
     "SlowConsumer",
 ]
 
@@ -61,6 +78,69 @@ class HandshakeError(CrowWSError):
         super().__init__(detail)
         self.status = status
         self.headers = tuple(headers)
+
+
+class InvalidURL(CrowWSError, ValueError):
+    """What `connect` was given is not a URL that it can use; a `ValueError`. Nothing was sent."""
+
+
+class ConnectFailed(CrowWSError, OSError):
+    """There is no connection to the server, or it broke before the server had answered; an `OSError`.
+
+    What went wrong is the `__cause__`: an `OSError` of the system, an `ssl.SSLError` for a certificate that is not
+    accepted, or `None` where the server has closed without an answer.
+    """
+
+
+class ProxyError(ConnectFailed):
+    """The proxy did not make a tunnel to the server; an `OSError`.
+
+    Attributes:
+      response: what the proxy answered, or `None` if it was nothing that could be understood.
+    """
+
+    def __init__(self, detail: str, response: ServerResponse | None = None) -> None:
+        super().__init__(detail)
+        self.response = response
+
+
+class HandshakeTimeout(CrowWSError, TimeoutError):
+    """`connect` had no connection after `open_timeout` seconds; a `TimeoutError`, and so an `OSError` too."""
+
+
+class Rejected(CrowWSError):
+    """The server answered the request for an upgrade with something else than a 101.
+
+    Attributes:
+      response: the answer.
+    """
+
+    def __init__(self, response: ServerResponse, detail: str = "") -> None:
+        super().__init__(response, detail)
+        self.response = response
+        self._detail = detail
+
+    def __str__(self) -> str:
+        return f"the server answered with HTTP status {self.status}" + (f": {self._detail}" if self._detail else "")
+
+    @property
+    def status(self) -> int:
+        """The status of the answer."""
+        return self.response.status
+
+    @property
+    def headers(self) -> Headers:
+        """The headers of the answer."""
+        return self.response.headers
+
+    @property
+    def body(self) -> bytes:
+        """The body of the answer, as far as it was read; see `ServerResponse`."""
+        return self.response.body
+
+
+class InvalidHandshake(CrowWSError):
+    """The server answered with what is not a correct answer (RFC 6455 section 4.1); the message names the header."""
 
 
 class ConnectionClosed(CrowWSError):

@@ -126,14 +126,15 @@ def format_table(table: Table, verdicts: Sequence[Verdict]) -> str:
     """The table as text."""
     workload = table.workload
     lines = ["", workload.title]
+    subject, load = ("client", "server busy") if workload.clients else ("server", "client busy")
     if workload.connections:
         lines.append(f"  {'server':<28}{'KiB each':>12}{'pings':>10}")
         lines += [
             f"  {row:<28}{best(runs, 'kib'):>12.1f}{best(runs, 'pings'):>10,.0f}" for row, runs in table.runs.items()
         ]
     else:
-        head = (workload.unit + "/s", "us of CPU", "p50 us", "p99 us", "client busy")
-        lines.append(f"  {'server':<28}" + "".join(f"{name:>14}" for name in head))
+        head = (workload.unit + "/s", "us of CPU", "p50 us", "p99 us", load)
+        lines.append(f"  {subject:<28}" + "".join(f"{name:>14}" for name in head))
         for row, runs in table.runs.items():
             fastest = max(runs, key=lambda run: run["rate"])
             cells = [f"{fastest['rate']:,.0f}", f"{best(runs, 'server_us'):,.2f}"]

@@ -125,6 +125,15 @@ def test_text() -> None:
     assert "MISSED   ours: >= 2 x theirs: 1.50 (by CPU time 1.00)" in text
 
 
+@pytest.mark.parametrize(("key", "head"), [("echo", ["server", "client busy"]), ("client", ["client", "server busy"])])
+def test_who_is_measured(key: str, head: list[str]) -> None:
+    """The head of a table says whether servers or clients are measured."""
+    text = format_table(Table(find(key), {"ours": [run(150)]}), [])
+    line = text.splitlines()[2]
+    assert line.split()[0] == head[0]
+    assert line.endswith(head[1])
+
+
 def test_json() -> None:
     """What is written can be read again and holds every run and verdict."""
     table = table_of({"ours": [run(150), run(160)], "theirs": [run(100)]}, FASTER)

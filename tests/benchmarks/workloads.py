@@ -53,9 +53,18 @@ BARE_TRIO = Server("bare SocketStream", _script("bare_trio"), raw=True, heartbea
 BARE_SEND = Server("bare socket.send", _script("bare_send"), raw=True, heartbeat=False)
 CEILING = Server("trivial C server", ("{loadgen}", "serve"), ceiling=True, heartbeat=False)
 
+# Clients of the trivial server, in the same form: for them the server is the one that makes the load.
+CLIENT_SCRIPT = tuple(part.replace(".servers.", ".clients.") for part in SCRIPT)
+CLIENT = Server("crowws client", tuple(part.format("crowws") for part in CLIENT_SCRIPT))
+BARE_CLIENT = Server("crowws client, no extras", (*CLIENT.command, "--without-numpy"))
+WS_CLIENT = Server(
+    "websockets.trio client", tuple(part.format("websockets_on_trio") for part in CLIENT_SCRIPT), ("websockets",)
+)
+
 STYLES = (SESSION, ASYNC, SYNC)
 PEERS = (WS_TRIO, WS_ASYNCIO, TRIO_WEBSOCKET, AIOHTTP, PICOWS)
-SERVERS = (*STYLES, DEFLATE, BARE, PUBLISH, *PEERS, BARE_TRIO, BARE_SEND, CEILING)
+CLIENTS = (CLIENT, BARE_CLIENT, WS_CLIENT)
+SERVERS = (*STYLES, DEFLATE, BARE, PUBLISH, *PEERS, BARE_TRIO, BARE_SEND, CEILING, *CLIENTS)
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class Workload:
       seconds: how much longer than the others one run takes.
       tls: over TLS.
       connections: of the memory workload, which is measured in another way.
+      clients: the subjects are clients, and the trivial server makes the load.
     """
 
     key: str
@@ -126,6 +136,7 @@ class Workload:
     seconds: float = 1.0
     tls: bool = False
     connections: int = 0
+    clients: bool = False
 
     @property
     def needed(self) -> set[str]:
@@ -224,6 +235,25 @@ WORKLOADS = (
         ("handshake",),
         _subjects(*STYLES, *PEERS, CEILING),
         _faster(ASYNC, {WS_TRIO: 2}),
+    ),
+    Workload(
+        "client",
+        "a client's echo 64 B, 64 connections x 1 in flight",
+        "messages",
+        ("--connections=64", "--size=64"),
+        _subjects(*CLIENTS),
+        _faster(CLIENT, {WS_CLIENT: 2}),
+        clients=True,
+    ),
+    Workload(
+        "client-large",
+        "a client's echo 1 MiB binary, 8 connections x 1 in flight",
+        "messages",
+        ("--connections=8", f"--size={1 << 20}", "--binary"),
+        _subjects(*CLIENTS),
+        _faster(CLIENT, {WS_CLIENT: 1}),
+        seconds=1.5,
+        clients=True,
     ),
     Workload(
         "memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -19,7 +20,8 @@ from support.certificates import TLS
 from support.processes import port_of, started, status, wait
 from support.rawclient import until
 from support.require import missing
-from trio_crowws import __version__
+from trio_crowws import Server, __version__
+from trio_crowws._cli import serving
 from trio_crowws.cli import main
 from trio_crowws.testing import PeerClosed, shake_hands
 
@@ -191,6 +193,44 @@ async def test_an_ipv6_address_has_brackets(folder: Path) -> None:
         assert f"listening on [::1]:{port}\n" in log.read_text()
 
 
+def test_it_returns_after_a_signal(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that does other things as well, `main` returns 0 after a signal."""
+
+    def announce(server: Server) -> None:
+        real(server)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    real = serving._announce
+    monkeypatch.setattr(serving, "_announce", announce)
+    assert main(["run", "service:app", "--port", "0", "--log-level", "error"]) == 0
+    assert capsys.readouterr().out.startswith("listening on 127.0.0.1:")
+
+
+@pytest.mark.parametrize("inherits", [True, False])
+def test_a_child_of_reload(in_folder: Path, monkeypatch: pytest.MonkeyPatch, inherits: bool) -> None:
+    """A child of --reload leaves SIGINT to its parent, and ends when its parent has gone."""
+    reader, writer = os.pipe()
+
+    def announce(server: Server) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        if inherits:
+            os.close(writer)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(serving, "_announce", announce)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["run", "service:app", "--port", "0", f"--reloaded={reader if inherits else -1}"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.close(reader)
+        if not inherits:
+            os.close(writer)
+
+
 # Mistakes
 
 
@@ -259,6 +299,19 @@ def test_a_module_that_fails(folder: Path, module: str, message: str) -> None:
     assert f"{module}.py" in result.stderr
 
 
+def test_a_module_that_needs_another(in_folder: Path) -> None:
+    """A module that is there but lacks one of its own is not "no such module"."""
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        main(["run", "needy:app"])
+
+
+def test_the_current_folder_comes_once(in_folder: Path) -> None:
+    """A current folder that is importable already is not entered again."""
+    sys.path.append(str(in_folder))
+    serving.load_app("service:app")
+    assert sys.path.count(str(in_folder)) == 1
+
+
 def test_a_route_without_a_handler(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An application that cannot be served is one line and the status 1."""
     code, error = refuse(capsys, "run", "service:unfinished", "--port", "0")
@@ -317,6 +370,23 @@ def test_wrong_arguments(
     code, error = refuse(capsys, *arguments)
     assert code == 2
     assert message in error
+
+
+def test_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m trio_crowws` is the same."""
+    monkeypatch.setattr(sys, "argv", ["trio-crowws", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("trio_crowws", run_name="__main__")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"trio-crowws {__version__}\n"
+
+
+def test_a_certificate_that_can_be_used(
+    in_folder: Path, tls: TLS, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a certificate and its key it serves."""
+    monkeypatch.setattr(serving, "_announce", lambda server: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["run", "service:app", "--port", "0", "--certfile", tls.certfile, "--keyfile", tls.keyfile]) == 0
 
 
 def test_version(folder: Path, command: list[str]) -> None:

@@ -51,6 +51,7 @@ __all__ = [
     "messages_of",
     "noise",
     "serving",
+    "shared_tls",
     "until",
 ]
 
@@ -68,7 +69,7 @@ PATIENCE = 10
 
 
 @functools.cache
-def _tls() -> TLS:
+def shared_tls() -> TLS:
     with tempfile.TemporaryDirectory() as folder:
         return make_tls(Path(folder))
 
@@ -232,7 +233,7 @@ class Site:
         plain = await trio.open_tcp_stream("127.0.0.1", self.server.port)
         if self.kind == "tls":
             # As browsers do: no alert is expected or sent at the end.
-            return trio.SSLStream(plain, _tls().client, server_hostname="localhost", https_compatible=True)
+            return trio.SSLStream(plain, shared_tls().client, server_hostname="localhost", https_compatible=True)
         return plain
 
     @asynccontextmanager
@@ -308,7 +309,7 @@ def _ways_to_serve(app: App, kind: Kind, listener: MemoryListener, folder: str) 
         return functools.partial(app.serve_listeners, [listener])
     if kind == "unix":
         return functools.partial(app.serve, unix=Path(folder, "socket"))
-    return functools.partial(app.serve, "127.0.0.1", 0, ssl_context=_tls().server if kind == "tls" else None)
+    return functools.partial(app.serve, "127.0.0.1", 0, ssl_context=shared_tls().server if kind == "tls" else None)
 
 
 # Callbacks

@@ -127,6 +127,7 @@ class FrameReader:
         "_allow_unmasked",
         "_client",
         "_inflater",
+        "_mask_bit",
         "_masking",
         "_max_fragments",
         "_max_payload",
@@ -160,8 +161,9 @@ class FrameReader:
         self._inflater = inflater
         self._allow_unmasked = allow_unmasked
         self._masking = (False,) if client else (True, False) if allow_unmasked else (True,)
-        # `receive` itself takes short masked frames up to this size; a client, which gets none, takes no such way.
-        self._max_short = -1 if client else min(MAX_SHORT, self._max_payload)
+        # `receive` itself takes short frames up to this size; they are masked where this side is the server.
+        self._max_short = min(MAX_SHORT, self._max_payload)
+        self._mask_bit = 0 if client else MASKED
         self._owner: _Partial | _Referee | None = None
         self._referee: _Referee | None = None
         self._rest = b""  # bytes that were not parsed, from `_position` on
@@ -197,17 +199,21 @@ class FrameReader:
                 position = self._position
         end = len(data)
         max_short = self._max_short
+        mask_bit = self._mask_bit
+        head = 6 if mask_bit else 2
         plain = self._owner is None
         from_bytes = int.from_bytes
         for _ in range(limit):
-            # The shortest way for the commonest frame: a short, masked, complete data frame.
-            if plain and (start := position + 6) <= end:
+            # The shortest way for the commonest frame: a short, complete data frame, masked or not as it must be.
+            if plain and (start := position + head) <= end:
                 first = data[position]
-                length = data[position + 1] - MASKED
+                length = data[position + 1] - mask_bit
                 stop = start + length
                 if 0 <= length <= max_short and stop <= end and first in _DATA:
-                    mask = from_bytes(data[position + 2 : start]) * _REPEAT[length] >> _SURPLUS[length]
-                    payload = (from_bytes(data[start:stop]) ^ mask).to_bytes(length)
+                    payload = data[start:stop]
+                    if mask_bit:
+                        mask = from_bytes(data[position + 2 : start]) * _REPEAT[length] >> _SURPLUS[length]
+                        payload = (from_bytes(payload) ^ mask).to_bytes(length)
                     try:
                         events.append(payload if first == BINARY else payload.decode())
                     except UnicodeDecodeError:

@@ -13,7 +13,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
-__all__ = ["unmask"]
+from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT
+
+__all__ = ["mask_frame", "unmask"]
 
 # Up to this size the integers are fastest. Measured with CPython 3.11; the exact value hardly matters, since both other
 # ways meet the first one near it.
@@ -28,6 +30,18 @@ _SMALL, _LARGE, _PIECE = 128, _INTEGER_LIMIT, 16 * 1024
 _REPEAT_SMALL, _REPEAT_LARGE, _REPEAT_PIECE = (
     int.from_bytes(bytes((0, 0, 0, 1)) * (size // 4)) for size in (_SMALL, _LARGE, _PIECE)
 )
+
+# The first two bytes of every frame that states its length in the second one, without and with the mask bit.
+_SHORT_HEADS = {
+    bytes((first | reserved, size)): bytes((first | reserved, size | 0x80))
+    for first in (TEXT, BINARY, CLOSE, PING, PONG)
+    for reserved in (0, 0x40)
+    for size in range(MAX_SHORT + 1)
+}
+
+# Bytes before a frame that `_mask_in_place` makes: with either length of header, payloads before and after then lie at
+# the same distance from a multiple of eight.
+_PAD = 4
 
 
 def unmask(data: bytes, key: bytes, offset: int = 0) -> bytes:
@@ -45,6 +59,48 @@ def unmask(data: bytes, key: bytes, offset: int = 0) -> bytes:
     if numpy is None:
         return by_pieces(data, key)
     return by_numpy(data, key)
+
+
+def mask_frame(frame: bytes, key: bytes) -> bytes | memoryview:
+    """Return an unmasked frame as one that is masked with `key`.
+
+    Args:
+      frame: one whole frame.
+      key: four bytes that nobody can foresee, and never the same ones again (RFC 6455 section 5.3).
+    """
+    head = _SHORT_HEADS.get(frame[:2])
+    if head is not None:
+        size = len(frame) - 2
+        mask = int.from_bytes(key) * _REPEAT_SMALL >> 8 * (_SMALL - size)
+        return head + key + (int.from_bytes(frame[2:]) ^ mask).to_bytes(size)
+    start = 4 if frame[1] == 126 else 10
+    head = bytes((frame[0], frame[1] | 0x80)) + frame[2:start] + key
+    if len(frame) <= _INTEGER_LIMIT or numpy is None:
+        return head + unmask(frame[start:], key)
+    return _mask_in_place(frame, start, head, key)
+
+
+def _mask_in_place(frame: bytes, start: int, head: bytes, key: bytes) -> memoryview:
+    """`mask_frame` where numpy is installed: the one copy that is made is the result.
+
+    numpy is fast with words that lie at multiples of eight. So it begins with the word that the payload begins in, on
+    both sides, and the header is written over what that made of the bytes before.
+    """
+    assert numpy is not None
+    before = start & 7
+    offset = start - before
+    out = numpy.empty(_PAD + len(frame) + 4, numpy.uint8)
+    first = _PAD + len(head) - before
+    count = (len(frame) - offset) >> 3
+    turn = -before & 3
+    word = numpy.frombuffer((key[turn:] + key[:turn]) * 2, numpy.uint64)[0]
+    end = first + 8 * count
+    numpy.bitwise_xor(numpy.frombuffer(frame, numpy.uint64, count, offset), word, out=out[first:end].view(numpy.uint64))
+    masked = memoryview(out)
+    if rest := frame[offset + 8 * count :]:
+        masked[end:] = unmask(rest, key, 8 * count - before)
+    masked[_PAD : _PAD + len(head)] = head
+    return masked[_PAD:]
 
 
 def by_integer(data: bytes, key: bytes) -> bytes:

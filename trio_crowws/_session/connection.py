@@ -14,15 +14,17 @@ from ..errors import ConnectionClosedOK
 from .ending import State
 from .handlers import Handler, HandlerPlan
 from .receiving import Receiving
-from .tasks import Children
+from .tasks import Children, log_failure
 
 if TYPE_CHECKING:
     from .._options import Options
+    from .._protocol.answer import ServerResponse
     from .._protocol.framing import FrameReader
     from .._protocol.request import Request
     from .._transport.base import Transport
     from .._transport.timers import Timers
     from .handlers import Callbacks
+    from .tasks import Spawner
 
 __all__ = ["Connection", "PublishResult", "RoomsLike"]
 
@@ -61,11 +63,12 @@ class Connection(Receiving):
     in the order of the calls, and everything sent before `close` is on the wire before the Close frame. One task at a
     time may wait in `receive`. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which
     says why; a session handler may let that pass, it is a normal end. Cancelling any of the calls leaves the connection
-    as it was. Connections are made by the application's server, never by hand.
+    as it was. Connections are made by the application's server or by `connect`, never by hand.
 
     Attributes:
       id: unique in this process and never used again.
       request: the request that opened the connection.
+      response: the server's answer to it, if this is the client's side; `None` on the server's.
       userdata: whatever `Accept(userdata=...)` carried; yours.
       subprotocol: the negotiated subprotocol, or `None`.
       compression: what was agreed on about compression, as the 101 says it, or `None` if messages are not compressed.
@@ -75,7 +78,7 @@ class Connection(Receiving):
       dropped: messages that `on_slow` has dropped so far.
     """
 
-    __slots__ = ("_children", "_nursery", "_rooms", "subprotocol", "userdata")
+    __slots__ = ("_children", "_nursery", "_rooms", "response", "subprotocol", "userdata")
 
     def __init__(
         self,
@@ -87,17 +90,19 @@ class Connection(Receiving):
         reader: FrameReader,
         callbacks: Callbacks,
         rooms: RoomsLike,
-        nursery: trio.Nursery,
+        nursery: Spawner,
     ) -> None:
         super().__init__(connection_id, request, options, transport, timers, reader, callbacks)
         self._rooms = rooms
         self._nursery = nursery
         self._children: Children | None = None
+        self.response: ServerResponse | None = None
         self.subprotocol: str | None = None
         self.userdata: Any = None
 
     def __repr__(self) -> str:
-        return f"<Connection {self.id} {self.request.path!r} from {self.remote_address} {self.state.value}>"
+        way = "to" if self._client else "from"
+        return f"<Connection {self.id} {self.request.path!r} {way} {self.remote_address} {self.state.value}>"
 
     # What is known about it
 
@@ -133,7 +138,13 @@ class Connection(Receiving):
 
     @property
     def cancel_scope(self) -> trio.CancelScope:
-        """The scope around the handler. Cancelling it ends the connection with 1001, from any task."""
+        """The scope around the handler. Cancelling it ends the connection with 1001, from any task.
+
+        Raises:
+          RuntimeError: this is the client's side, whose block runs in a task, and so in the scopes, of your own.
+        """
+        if self._client:
+            raise RuntimeError("a client's block has no scope of the connection's; open one of your own around it")
         return self._scope
 
     # Sending
@@ -278,7 +289,7 @@ class Connection(Receiving):
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task that belongs to this connection: it is cancelled, and has ended, before `on_close`.
 
-        An exception in it ends the connection like one in a handler.
+        An exception in it ends the connection like one in a handler; on a client's side it also leaves the block.
 
         Raises:
           ConnectionClosed: the connection has ended.
@@ -291,8 +302,15 @@ class Connection(Receiving):
 
     def _child_failed(self, error: Exception) -> None:
         """A task of `start_soon` has raised: the handler is cancelled, and the connection ends with 1011."""
+        if not self._client:  # there it leaves the block in the end
+            log_failure(self, "a task", error)
         self._fail(error)
         self._scope.cancel()
+
+    @property
+    def _task_failure(self) -> Exception | None:
+        """The first exception that left a task of `start_soon`."""
+        return None if self._children is None else self._children.failure
 
     async def _end_children(self) -> None:
         """Cancel the tasks of `start_soon` and wait until they have ended."""
@@ -307,7 +325,8 @@ class Connection(Receiving):
 
         Raises:
           TypeError: it is neither, or one of its callbacks is unknown or has the wrong parameters.
-          RuntimeError: the connection is run by a session handler, which can simply call another one.
+          RuntimeError: the connection is run by a session handler or a client's block, which can simply call another
+            one.
         """
         if self._callbacks.session is not None:
             raise RuntimeError("set_handler is for callbacks; a session handler can await another session itself")

@@ -28,6 +28,7 @@ from .._closeinfo import CloseFrame, CloseInfo, check_close
 from .._protocol.closing import TRANSITIONS, Action, Event, Phase
 from .._protocol.encoding import encode_close, encode_ping, encode_pong
 from .._protocol.framing import CloseReceived, Fault
+from .._protocol.masking import mask_frame
 from .._transport.timers import Timer
 from ..errors import (
     CloseTimeout,
@@ -99,10 +100,12 @@ class Ending:
         "_answer_due",
         "_answer_limit",
         "_answer_mark",
+        "_client",
         "_close_deadline",
         "_close_info",
         "_closed",
         "_debug",
+        "_dressed",
         "_error",
         "_handler_grace",
         "_initiator",
@@ -147,6 +150,8 @@ class Ending:
         self._timer = Timer(timers, self._on_timer)
         self._scope = trio.CancelScope()
         self._debug = logger.isEnabledFor(logging.DEBUG)
+        self._client = False
+        self._dressed = self._debug  # whether anything is done with a frame before it is queued
 
         self._phase = Phase.OPEN
         self._error: Exception | None = None
@@ -176,6 +181,10 @@ class Ending:
         if options.ping_interval is not None:
             self._timer.arm(now + options.ping_interval)
 
+    def _act_as_client(self) -> None:
+        """Be the client's side: frames are masked (section 5.3), and the server ends the stream (section 7.1.1)."""
+        self._client = self._dressed = True
+
     @property
     def remote_address(self) -> Address:
         """`(host, port)` of the peer, or the path of a Unix socket; readable for ever."""
@@ -202,7 +211,9 @@ class Ending:
                 self._send_close(frame or CloseFrame(None))
             elif action is Action.FINISH:
                 both = self._sent is not None and self._received is not None
-                self._transport.close(self._timers.tick() + self._options.close_timeout, linger=not both)
+                self._transport.close(
+                    self._timers.tick() + self._options.close_timeout, linger=not both, patient=both and self._client
+                )
             else:
                 self._transport.abort()
         if self._phase is Phase.ANSWERING:
@@ -220,13 +231,12 @@ class Ending:
 
     def _write(self, frame: bytes) -> None:
         """Queue a whole frame."""
-        if self._debug:
-            self._log_sent(frame)
-        self._transport.write(frame)
+        self._transport.write(self._dress(frame) if self._dressed else frame)
 
-    def _log_sent(self, frame: bytes) -> None:
-        """What goes out, but never what it says."""
-        logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
+    def _dress(self, frame: bytes) -> bytes | memoryview:
+        if self._debug:
+            logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
+        return mask_frame(frame, os.urandom(4)) if self._client else frame
 
     def _initiate(self, side: Literal["local", "remote"]) -> None:
         if self._initiator is None:

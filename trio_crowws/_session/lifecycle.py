@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .handlers import Callback
 
-__all__ = ["live"]
+__all__ = ["leave", "live", "log_start"]
 
 logger = logging.getLogger("trio_crowws")
 
@@ -70,7 +70,7 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
             if conn.is_open:
                 opened = True
                 listed.enter()
-                _log_start(conn)
+                log_start(conn)
                 conn._begin(early_data)
                 del early_data
                 if conn._callbacks.session is not None:
@@ -86,6 +86,38 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
         logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     conn._finish(1000 if finished else 1001)
     await _end(conn, listed if opened else None, pending)
+
+
+async def leave(conn: Connection, error: BaseException | None) -> BaseException | None:
+    """Take a client's connection, whose block has been left, to its end: steps 1 and 2 of those above.
+
+    The block is the handler, and its task the caller's own: what it raised goes on by itself, and so is only looked at.
+
+    Args:
+      conn: the connection.
+      error: what the block raised.
+
+    Returns:
+      What has to be raised in place of `error`, if anything: the failure of a task that ended the connection, or what
+      came while the end was waited for.
+
+    Cancellation: has been asked for already, or shortens the waiting; the end is bounded in either case.
+    """
+    own, pending = (None, None) if error is None else sort_out(conn.id, error)
+    if own is not None:
+        conn._fail(own)
+    conn._finish(1000 if error is None else 1001)
+    interrupted = await _close(conn, pending)
+    await conn._end_children()
+    _log_end(conn)
+    if interrupted is not pending and not (own is not None and isinstance(interrupted, trio.Cancelled)):
+        return interrupted
+    failure = conn._task_failure
+    if failure is not None and own is None and pending is None:
+        return failure
+    if failure is not None:
+        log_failure(conn, "a task", failure)
+    return None
 
 
 def _handler_raised(conn: Connection, error: BaseException) -> BaseException | None:
@@ -157,7 +189,8 @@ async def _call_unprotected(callback: Callback, *arguments: object) -> None:
     await call(callback, *arguments)
 
 
-def _log_start(conn: Connection) -> None:
+def log_start(conn: Connection) -> None:
+    """Say that a connection is open."""
     logger.info(
         "[%s] open: %s %s subprotocol=%s", conn.id, conn.remote_address, ascii(conn.request.path), conn.subprotocol
     )

@@ -212,10 +212,8 @@ class Sending(Ending):
         if self._phase > _ANSWERING:
             return Offered.CLOSED
         transport = self._transport
-        if self._latest is None and not transport.buffered and not later:  # the commonest case by far
-            if self._debug:
-                self._log_sent(frame)
-            transport.write(frame)
+        if not (transport.buffered or later or self._latest):  # the commonest case by far
+            transport.write(self._dress(frame) if self._dressed else frame)
             self.messages_sent += 1
             return _SENT
         if self._latest is not None and room in self._latest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import trio
 
@@ -13,7 +13,7 @@ from ..errors import ConnectionClosed, HandlerError
 if TYPE_CHECKING:
     from .ending import Ending
 
-__all__ = ["Children", "log_failure", "sort_out", "unwrap"]
+__all__ = ["Children", "Spawner", "log_failure", "sort_out", "unwrap"]
 
 logger = logging.getLogger("trio_crowws")
 
@@ -65,20 +65,30 @@ def log_failure(conn: Ending, where: str, error: Exception) -> None:
     )
 
 
-class Children:
-    """The tasks that belong to one connection. They live in the route's nursery, each in a scope of its own."""
+class Spawner(Protocol):
+    """Where tasks can be started: a nursery, or what stands before one."""
 
-    __slots__ = ("_conn", "_failed", "_gone", "_scopes")
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], /, *args: Any, name: object = None) -> None:
+        """Start a task."""
+
+
+class Children:
+    """The tasks that belong to one connection. They live in the route's nursery, each in a scope of its own.
+
+    Attributes:
+      failure: the first exception that left one of them.
+    """
+
+    __slots__ = ("_conn", "_failed", "_gone", "_scopes", "failure")
 
     def __init__(self, conn: Ending, failed: Callable[[Exception], None]) -> None:
         self._conn = conn
         self._failed = failed
         self._scopes: set[trio.CancelScope] = set()
         self._gone: trio.Event | None = None
+        self.failure: Exception | None = None
 
-    def start(
-        self, nursery: trio.Nursery, function: Callable[..., Awaitable[object]], args: tuple[object, ...]
-    ) -> None:
+    def start(self, nursery: Spawner, function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         """Start `function(*args)` in `nursery`."""
         scope = trio.CancelScope()
         self._scopes.add(scope)
@@ -95,7 +105,7 @@ class Children:
         except BaseException as error:  # sorted out here; what must pass is raised again below
             own, rest = sort_out(self._conn.id, error)
             if own is not None:
-                log_failure(self._conn, "a task", own)
+                self.failure = self.failure or own
                 self._failed(own)
         finally:
             self._scopes.discard(scope)

@@ -77,6 +77,7 @@ class Transport(ABC):
     __slots__ = (
         "_closing",
         "_out",
+        "_patient",
         "_timer",
         "_timers",
         "_turns",
@@ -110,6 +111,7 @@ class Transport(ABC):
         self._out: list[bytes | bytearray | memoryview] = []
         self.paused = False
         self._closing: bool | None = None
+        self._patient = False
         self._turns = turns
         self._timers = timers
         self._timer: Timer | None = None
@@ -123,7 +125,7 @@ class Transport(ABC):
           OSError: the system cannot watch one more descriptor; the socket is still the caller's.
         """
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Collect `data`; it leaves when the caller gives up control. Ignored once the transport is closed."""
         if self.closed or self._closing is not None:
             return
@@ -141,7 +143,7 @@ class Transport(ABC):
             self._waits_for_turn = True
             self._turns.add(self)
 
-    def _append_small(self, data: bytes) -> None:
+    def _append_small(self, data: bytes | memoryview) -> None:
         last = self._out[-1]
         if isinstance(last, bytearray):
             last += data
@@ -172,19 +174,21 @@ class Transport(ABC):
         """Read on."""
         self.paused = False
 
-    def close(self, deadline: float, *, linger: bool) -> None:
+    def close(self, deadline: float, *, linger: bool, patient: bool = False) -> None:
         """Send what was collected, then close. The receiver hears nothing more, and `write` does nothing.
 
         Args:
           deadline: absolute time by which everything is released, however slow the peer is.
           linger: end the sending direction only, then read and drop what comes until the peer closes too. Closing
             with unread bytes in the kernel makes it send a reset, which can destroy the last frames on their way.
+          patient: leave it to the peer to end the stream first, and do not even end the sending direction before.
         """
         if self.closed or self._closing is not None:
             return
         self._detach()
         self.paused = False
-        self._closing = linger
+        self._closing = linger or patient
+        self._patient = patient
         self._timer = Timer(self._timers, self._linger_ended)
         self._timer.arm(deadline)
         if self._out:
@@ -195,6 +199,11 @@ class Transport(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Close at once and drop what was collected; a TCP peer sees a reset."""
+
+    @property
+    def released(self) -> bool:
+        """Whether nothing is left of it, below neither; see `Engine.wait_released`."""
+        return self.closed
 
     @abstractmethod
     def _flushed_for_close(self) -> None:
@@ -253,6 +262,10 @@ class Transport(ABC):
     def report(self, error: Exception) -> None:
         """An exception that nobody expects: log it with its traceback and give this one connection up."""
         logger.error("internal error; the connection with %s is aborted", self.remote_address, exc_info=error)
+        self._fail(error)
+
+    def break_down(self, error: Exception | None) -> None:
+        """What serves this transport is gone."""
         self._fail(error)
 
     def _fail(self, error: Exception | None) -> None:
@@ -315,7 +328,8 @@ class TurnQueue:
 
     async def wait_release(self) -> None:
         """Wait until the next transport has let go. Cancellation has no effect beyond the waiting."""
-        self._release = trio.Event()
+        if self._release is None or self._release.is_set():
+            self._release = trio.Event()
         await self._release.wait()
 
     @trio.lowlevel.enable_ki_protection

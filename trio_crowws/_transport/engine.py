@@ -30,16 +30,20 @@ class Engine:
     The engine must outlive the connections: a cancelled connection still says goodbye through it. So its tasks run
     under a shield, and whoever runs it calls `aclose` when the last connection has ended, which is bounded by the
     connections' own deadlines.
+
+    Args:
+      use_epoll: serve sockets by a `Poller`, where there can be one.
+      shielded: whether no cancellation from outside reaches it.
     """
 
-    def __init__(self, *, use_epoll: bool = True) -> None:
+    def __init__(self, *, use_epoll: bool = True, shielded: bool = True) -> None:
         self.timers = Timers()
         self.turns = TurnQueue()
         self._poller = Poller(self.timers) if use_epoll and hasattr(select, "epoll") else None
         self._streams: set[StreamTransport] = set()
         self._nursery: trio.Nursery | None = None
         self._running = trio.Event()
-        self._scope = trio.CancelScope(shield=True)  # ended by aclose, whose own wait has a deadline
+        self._scope = trio.CancelScope(shield=shielded)  # ended by aclose, whose own wait has a deadline
 
     async def run(self) -> None:
         """Serve until `aclose`.
@@ -68,22 +72,33 @@ class Engine:
         remote_address: Address,
         ssl_context: ssl.SSLContext | None,
         handshake_deadline: float,
+        server_hostname: str | None = None,
     ) -> Transport:
-        """Serve a connected stdlib socket, from the moment when the transport is told to `start`."""
+        """Serve a connected stdlib socket, from the moment when the transport is told to `start`.
+
+        With a `server_hostname`, this is the client's side of TLS.
+        """
         sock.setblocking(False)
         if self._poller is None:
             stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
             if ssl_context is not None:
-                stream = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
+                stream = trio.SSLStream(
+                    stream,
+                    ssl_context,
+                    server_side=server_hostname is None,
+                    server_hostname=server_hostname,
+                    https_compatible=True,
+                )
             return self.add_stream(
                 stream, receiver, local_address, remote_address, handshake_deadline=handshake_deadline
             )
         lower = SocketTransport(sock, self._poller, self.turns, self.timers, local_address, remote_address)
-        transport: Transport = lower
-        if ssl_context is not None:
-            lower.receiver = transport = TLSTransport(lower, ssl_context, self.turns, self.timers)
-        transport.receiver = receiver
-        return transport
+        if ssl_context is None:
+            lower.receiver = receiver
+            return lower
+        lower.receiver = tls = TLSTransport(lower, ssl_context, self.turns, self.timers, server_hostname)
+        tls.receiver = receiver
+        return tls
 
     def add_stream(
         self,
@@ -112,6 +127,31 @@ class Engine:
         finally:
             self._streams.discard(transport)
             self.turns.note_release()
+
+    async def wait_released(self, transport: Transport, deadline: float) -> None:
+        """Wait until a transport of this engine has let go of its socket or stream; abort it at `deadline`.
+
+        Shielded, because what was begun to be closed has to be closed; the deadline bounds it.
+        """
+        with trio.CancelScope(deadline=deadline, shield=True):
+            while not transport.released:
+                await self.turns.wait_release()
+        if not transport.released:
+            transport.abort()
+            with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
+                while not transport.released:
+                    await self.turns.wait_release()
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """Where the tasks run."""
+        assert self._nursery is not None, "the engine is not running"
+        return self._nursery
+
+    def fail(self, error: Exception | None) -> None:
+        """The engine has ended with transports in it: each receiver is told that it is lost."""
+        for transport in self.transports:
+            transport.break_down(error)
 
     @property
     def transports(self) -> list[Transport]:

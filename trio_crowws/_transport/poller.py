@@ -187,11 +187,12 @@ class SocketTransport(Transport):
         if not self._closing and not self._has_unread_bytes():
             self._release()
             return
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:  # the peer has reset the connection, which ends the lingering
-            self._release()
-            return
+        if not self._patient:
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError:  # the peer has reset the connection, which ends the lingering
+                self._release()
+                return
         self._readable = True
         self.ask_for_turn()
 

@@ -8,14 +8,14 @@ close, by cancellation after `abort` or at the deadline of `close`.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import trio
 
 from .base import READ_SIZE, Address, Transport, TurnQueue
 from .timers import Timers
 
-__all__ = ["StreamTransport", "as_tls"]
+__all__ = ["StreamTransport", "addresses_of", "as_tls", "plain_address"]
 
 _PIECE = 64 * 1024
 
@@ -23,7 +23,7 @@ _PIECE = 64 * 1024
 class StreamTransport(Transport):
     """One stream, with the tasks that pump its bytes."""
 
-    __slots__ = ("_handshake_deadline", "_idle_writer", "_resumed", "_scope", "_stream", "_tls")
+    __slots__ = ("_handshake_deadline", "_idle_writer", "_resumed", "_running", "_scope", "_stream", "_tls")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class StreamTransport(Transport):
         self._stream = stream
         self._handshake_deadline = handshake_deadline
         self._scope = trio.CancelScope()
+        self._running = True
         self._resumed = trio.Event()
         self._idle_writer: trio.lowlevel.Task | None = None
         self._tls = as_tls(stream)
@@ -53,9 +54,20 @@ class StreamTransport(Transport):
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._write_pump)
                         await self._read_pump()
+        except Exception as error:  # a stream of the application's own that breaks Trio's rules ends alone
+            self.report(error)
         finally:
-            self._forget()
-            await trio.aclose_forcefully(self._stream)
+            self._fail(None)  # nothing but the end of the engine itself comes here with an open transport
+            try:
+                await trio.aclose_forcefully(self._stream)
+            finally:
+                self._running = False
+                self._turns.note_release()
+
+    @property
+    def released(self) -> bool:
+        """Whether the pumps have ended and the stream is closed."""
+        return not self._running
 
     async def _tls_handshake(self) -> bool:
         if self._tls is None:
@@ -135,6 +147,9 @@ class StreamTransport(Transport):
 
     async def _close_stream(self) -> None:
         """Everything is sent. A stream that can end one direction lingers in the reading pump; others just close."""
+        if self._patient:
+            self._resumed.set()
+            return
         if self._closing:
             # Below TLS there is a stream that can do what TLS as Trio offers it cannot.
             stream = self._stream if self._tls is None else self._tls.transport_stream
@@ -176,6 +191,23 @@ class StreamTransport(Transport):
     def _release(self) -> None:
         self._forget()
         self._scope.cancel()
+
+
+def addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
+    """The local and the remote address of a stream, where there is a socket below it."""
+    while (tls := as_tls(stream)) is not None:
+        stream = tls.transport_stream
+    if not isinstance(stream, trio.SocketStream):
+        return None, None
+    try:
+        return plain_address(stream.socket.getsockname()), plain_address(stream.socket.getpeername())
+    except OSError:  # the peer has reset the connection already, which is found out when it is read
+        return None, None
+
+
+def plain_address(name: tuple[Any, ...] | str) -> Address:
+    """What a socket is called, without the fields that only IPv6 has."""
+    return name if isinstance(name, str) else (name[0], name[1])
 
 
 def as_tls(stream: trio.abc.Stream) -> trio.SSLStream[trio.abc.Stream] | None:

@@ -26,23 +26,45 @@ _ALERT_LINGER = 1.0
 
 
 class TLSTransport(Transport):
-    """The server's side of TLS over a `SocketTransport`, whose receiver it is."""
+    """TLS over a `SocketTransport`, whose receiver it is.
+
+    Args:
+      lower: the socket.
+      context: what to speak.
+      turns: the engine's.
+      timers: the engine's.
+      server_hostname: for a client, whom it wants to talk to; `None` for a server.
+    """
 
     __slots__ = ("_incoming", "_lower", "_outgoing", "_ready", "_tls")
 
-    def __init__(self, lower: SocketTransport, context: ssl.SSLContext, turns: TurnQueue, timers: Timers) -> None:
+    def __init__(
+        self,
+        lower: SocketTransport,
+        context: ssl.SSLContext,
+        turns: TurnQueue,
+        timers: Timers,
+        server_hostname: str | None = None,
+    ) -> None:
         super().__init__(turns, timers, lower.local_address, lower.remote_address)
         self.secure = True
         self._lower = lower
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
+        )
         self._ready = False
-
-    # From the socket
 
     def start(self) -> None:
         self._lower.start()
+        if not self._tls.server_side:  # it is for the client to begin
+            try:
+                self._shake_hands()
+            except ssl.SSLError as error:
+                self._give_up(error)
+
+    # From the socket
 
     def feed(self, data: bytes) -> None:
         """Take records."""
@@ -80,6 +102,8 @@ class TLSTransport(Transport):
             return False
         self._ready = True
         self._send_records()
+        if self._out:
+            self.flush()
         return True
 
     def _decrypt(self) -> tuple[bytes, bool]:
@@ -177,8 +201,13 @@ class TLSTransport(Transport):
                 self._tls.unwrap()
             self._send_records()
         assert self._timer is not None
-        self._lower.close(self._timer.deadline, linger=bool(self._closing))
+        self._lower.close(self._timer.deadline, linger=bool(self._closing), patient=self._patient)
         self._forget()
+
+    @property
+    def released(self) -> bool:
+        """Whether the socket is closed; it may outlive this layer, to linger."""
+        return self._lower.closed
 
     def abort(self) -> None:
         self._release()

@@ -1,0 +1,347 @@
+"""`connect`: from a URL to a connection, and from the end of a block to the end of the connection.
+
+Theory of operation
+    The object that `connect` returns is a context manager and not a generator, so nothing of it is ever suspended
+    within a nursery or a cancel scope, and it may be used where these must not be: in an asynchronous generator, or in
+    an `AsyncExitStack`.
+
+    A server has a task for each connection, which runs the handler. Here the block is the handler, in the caller's own
+    task. Everything else is the same: the engine reads and writes, `_session` has the connection, and what happens at
+    the end is `lifecycle.leave`, as it is `lifecycle.live` there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import ssl
+from collections.abc import Iterable
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple, final
+
+import trio
+
+from .._protocol.answer import AnswerReader, ServerResponse, UpgradeRequest, check_accepted
+from .._protocol.framing import FrameReader
+from .._protocol.request import Request
+from .._protocol.url import Proxy, Target, redirected
+from .._session.connection import Connection, PublishResult
+from .._session.handlers import Callback, Callbacks
+from .._session.lifecycle import leave, log_start
+from .._transport.stream import addresses_of, plain_address
+from ..errors import ConnectFailed, HandshakeTimeout, Rejected
+from .dialing import dial
+from .opening import Opening
+from .running import Nursery, SharedEngine
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+
+    from .._options import Options
+    from .._transport.base import Transport
+
+__all__ = ["Connecting", "Plan"]
+
+logger = logging.getLogger("trio_crowws")
+
+_PARTING = 1.0
+"""Seconds that the server has to end the stream, which is for it to do, after both Close frames."""
+
+_PARTING_CANCELLED = 0.25
+"""The same, where the block was cancelled."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_numbers = count(1)
+
+
+class Plan(NamedTuple):
+    """What `connect` was asked for."""
+
+    target: Target
+    options: Options
+    headers: tuple[tuple[str, str], ...]
+    origin: str | None
+    open_timeout: float
+    ssl_context: ssl.SSLContext | None = None
+    proxy: Proxy | None = None
+    max_redirects: int = 0
+    stream: trio.abc.Stream | None = None
+
+
+@final
+class Connecting:
+    """What `connect` returns: `async with` makes the connection, and ends it.
+
+    Attributes:
+      callbacks: those of the connection; whoever wants to see its pings enters a function before it begins.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.callbacks = Callbacks()
+        self.callbacks.session = _BLOCK
+        self._used = False
+        self._shared: SharedEngine | None = None
+        self._opening: Opening | None = None
+        self._nursery: Nursery | None = None
+        self._conn: Connection | None = None
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Connection:
+        if self._used:
+            raise RuntimeError("the result of connect can be used for one connection only; call connect again")
+        self._used = True
+        plan = self._plan
+        try:
+            self._shared = SharedEngine.enter()
+            with trio.CancelScope(deadline=trio.current_time() + plan.open_timeout):
+                await self._shared.engine.wait_running()
+                self._conn = await self._connect()
+            if self._conn is None:
+                raise self._late()
+        except BaseException:
+            await self._give_up()
+            raise
+        return self._conn
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        conn, shared = self._conn, self._shared
+        assert conn is not None
+        assert shared is not None
+        if not trio.lowlevel.in_trio_task():  # Trio itself has crashed; nothing can be awaited any more
+            conn.abort()
+            return
+        try:
+            instead = await leave(conn, error)
+            patience = _PARTING_CANCELLED if isinstance(error or instead, trio.Cancelled) else _PARTING
+            await shared.engine.wait_released(conn._transport, trio.current_time() + patience)
+        finally:
+            await shared.leave()
+        if self._nursery is not None and self._nursery.interrupt is not None:
+            instead = self._nursery.interrupt
+        if instead is not None:
+            raise instead
+
+    # Opening
+
+    async def _connect(self) -> Connection:
+        plan = self._plan
+        target, headers, left = plan.target, plan.headers, plan.max_redirects
+        while True:
+            request = UpgradeRequest(target.resource, target.authority, plan.options.subprotocols, _all(plan, headers))
+            response = await self._ask(target, request)
+            if response.status == 101:
+                return self._accept(target, request, response)
+            following = _next(target, response) if plan.max_redirects else None
+            if following is None or left == 0:
+                detail = "that is one redirect too many" if following is not None else ""
+                raise Rejected(response, detail)
+            await self._drop()
+            left -= 1
+            if not _same_origin(target, following):
+                headers = ()  # they were meant for the server that the caller has named
+            logger.debug("redirected to %s", following.authority)
+            target = following
+
+    async def _ask(self, target: Target, request: UpgradeRequest) -> ServerResponse:
+        """Send the request, and wait for the answer."""
+        assert self._shared is not None
+        engine, options = self._shared.engine, self._plan.options
+        reader = AnswerReader(
+            request.as_event(), max_header_bytes=options.max_header_bytes, max_headers=options.max_headers
+        )
+        opening = Opening(reader)
+        if self._plan.stream is not None:
+            local, remote = addresses_of(self._plan.stream)
+            transport = engine.add_stream(self._plan.stream, opening, local, remote)
+        else:
+            context = _context(self._plan, target)
+            sock = await dial(
+                target,
+                self._plan.proxy,
+                max_header_bytes=options.max_header_bytes,
+                max_headers=options.max_headers,
+            )
+            transport = self._add_socket(sock, opening, context, target)
+        opening.transport = transport
+        self._opening = opening
+        transport.write(reader.request)
+        transport.flush()
+        return await opening.answer()
+
+    def _add_socket(
+        self, sock: socket.socket, opening: Opening, context: ssl.SSLContext | None, target: Target
+    ) -> Transport:
+        assert self._shared is not None
+        try:
+            local, remote = plain_address(sock.getsockname()) or None, plain_address(sock.getpeername())
+            hostname = None if context is None else target.server_hostname
+            transport = self._shared.engine.add_socket(sock, opening, local, remote, context, math.inf, hostname)
+            opening.transport = transport
+            transport.start()
+            return transport
+        except OSError as error:  # it was reset at once, or the system cannot watch one more socket
+            sock.close()
+            raise ConnectFailed(f"cannot use the connection to {target.authority}: {error}") from error
+        except BaseException:
+            sock.close()
+            raise
+
+    def _accept(self, target: Target, request: UpgradeRequest, response: ServerResponse) -> Connection:
+        """The server has agreed: make the connection."""
+        opening, shared, options = self._opening, self._shared, self._plan.options
+        assert opening is not None
+        assert shared is not None
+        subprotocol = check_accepted(request, response)
+        transport, timers = opening.transport, shared.engine.timers
+        if transport is None or transport.closed:
+            raise ConnectFailed("the connection broke when the server had answered")
+        reader = FrameReader(
+            max_payload=options.max_payload,
+            max_fragments=options.max_fragments,
+            control_rate=options.control_rate,
+            clock=timers.clock,
+            client=True,
+        )
+        described = Request(
+            "GET",
+            request.target,
+            request.headers,
+            remote_address=transport.remote_address,
+            local_address=transport.local_address,
+            secure=transport.secure,
+        )
+        described.compact()
+        conn, self._nursery = _make_connection(described, options, transport, shared, reader, self.callbacks)
+        conn.response = response
+        conn.subprotocol = subprotocol
+        transport.receiver = conn
+        log_start(conn)
+        conn._begin(opening.early_data)
+        self._opening = None
+        return conn
+
+    # Giving up
+
+    def _late(self) -> Exception:
+        partial = None if self._opening is None else self._opening.partial
+        if partial is not None:
+            return Rejected(partial)
+        plan = self._plan
+        return HandshakeTimeout(f"no connection to {plan.target.authority} within open_timeout={plan.open_timeout:g} s")
+
+    async def _drop(self) -> None:
+        """Let go of a server that has answered, but not with a connection."""
+        assert self._shared is not None
+        opening, self._opening = self._opening, None
+        if opening is not None and opening.transport is not None:
+            deadline = trio.current_time() + _PARTING_CANCELLED
+            if opening.answered:
+                opening.transport.close(deadline, linger=False)
+            else:
+                opening.transport.abort()
+            await self._shared.engine.wait_released(opening.transport, deadline)
+
+    async def _give_up(self) -> None:
+        """There will be no connection: leave nothing behind. Each of the steps is bounded, and shielded for that."""
+        if self._shared is None:
+            return
+        stream = self._plan.stream
+        try:
+            if self._opening is not None:
+                await self._drop()
+            elif stream is not None:  # the engine has not got it yet
+                with trio.CancelScope(deadline=trio.current_time() + _PARTING, shield=True):
+                    await trio.aclose_forcefully(stream)
+        finally:
+            await self._shared.leave()
+
+
+def _all(plan: Plan, headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return headers if plan.origin is None else (("Origin", plan.origin), *headers)
+
+
+def _context(plan: Plan, target: Target) -> ssl.SSLContext | None:
+    if not target.secure:
+        return None
+    if plan.ssl_context is not None:
+        return plan.ssl_context
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])  # a server that prefers HTTP/2 would not know what to do with an upgrade
+    return context
+
+
+def _next(target: Target, response: ServerResponse) -> Target | None:
+    """Where the answer sends the client, if it may follow."""
+    locations = response.headers.get_all("location")
+    if response.status not in _REDIRECTS or len(locations) != 1:
+        return None
+    return redirected(target, locations[0])
+
+
+def _same_origin(one: Target, other: Target) -> bool:
+    if one.host != other.host or one.unix != other.unix:
+        return False
+    upgraded = (one.scheme, one.port, other.scheme, other.port) == ("ws", 80, "wss", 443)
+    return upgraded or (one.scheme, one.port) == (other.scheme, other.port)
+
+
+def _make_connection(
+    request: Request,
+    options: Options,
+    transport: Transport,
+    shared: SharedEngine,
+    reader: FrameReader,
+    callbacks: Callbacks,
+) -> tuple[Connection, Nursery]:
+    nursery = Nursery(shared.engine, lambda: conn._finish(1001))
+    conn = Connection(
+        f"client{next(_numbers)}",
+        request,
+        options,
+        transport,
+        shared.engine.timers,
+        reader,
+        callbacks,
+        _NoRooms(),
+        nursery,
+    )
+    conn._act_as_client()
+    return conn, nursery
+
+
+async def _block(conn: Connection) -> None:
+    """Stands for the block of `async with`; never called."""
+    raise AssertionError(f"{conn} has no handler but a block")
+
+
+_BLOCK: Callback = Callback(_block, True)
+
+
+class _NoRooms:
+    """Rooms are an application's, and a client has none."""
+
+    __slots__ = ()
+
+    def join(self, conn: Connection, room: str) -> bool:
+        raise RuntimeError("rooms belong to the application of a server; a client's connection cannot join one")
+
+    def leave(self, conn: Connection, room: str) -> bool:
+        raise RuntimeError("rooms belong to the application of a server; a client's connection is in none")
+
+    def of(self, conn: Connection) -> frozenset[str]:
+        return frozenset()
+
+    def publish(
+        self,
+        room: str,
+        data: str | bytes | bytearray | memoryview,
+        exclude: Iterable[Connection],
+        compress: bool | None,
+    ) -> PublishResult:
+        raise RuntimeError("rooms belong to the application of a server; a client's connection cannot publish")

@@ -1,0 +1,64 @@
+"""From a URL to a connected socket: directly, through a proxy, or to a Unix socket."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from .._protocol.tunnel import Tunnel
+from .._protocol.url import Proxy, Target
+from ..errors import ConnectFailed, ProxyError
+
+__all__ = ["dial"]
+
+_READ_SIZE = 16 * 1024
+
+
+async def dial(target: Target, proxy: Proxy | None, *, max_header_bytes: int, max_headers: int) -> socket.socket:
+    """Connect.
+
+    Args:
+      target: where to.
+      proxy: what to go through.
+      max_header_bytes: of the answer of the proxy.
+      max_headers: header lines of the answer of the proxy.
+
+    Raises:
+      ConnectFailed: nobody is there; of several addresses, at none of them.
+      ProxyError: the proxy refused, or did not answer.
+
+    Cancellation: leaves nothing behind.
+    """
+    if proxy is not None:
+        stream = await _dial_tcp(proxy.dialled, proxy.port, f"the proxy {proxy}")
+        tunnel = Tunnel(proxy, target, max_header_bytes=max_header_bytes, max_headers=max_headers)
+        try:
+            await _dig(stream, tunnel, proxy)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+    elif target.unix is not None:
+        try:
+            stream = await trio.open_unix_socket(target.unix)
+        except OSError as error:
+            raise ConnectFailed(f"cannot connect to the Unix socket {target.unix!r}: {error}") from error
+    else:
+        stream = await _dial_tcp(target.dialled, target.port, target.tunnel)
+    return socket.socket(fileno=stream.socket.detach())
+
+
+async def _dial_tcp(host: str, port: int, name: str) -> trio.SocketStream:
+    try:
+        return await trio.open_tcp_stream(host, port)  # which races the addresses, and sets TCP_NODELAY
+    except OSError as error:
+        raise ConnectFailed(f"cannot connect to {name}: {error}") from error
+
+
+async def _dig(stream: trio.SocketStream, tunnel: Tunnel, proxy: Proxy) -> None:
+    try:
+        await stream.send_all(tunnel.request)
+        while not tunnel.feed(bytes(await stream.receive_some(_READ_SIZE))):
+            pass
+    except trio.BrokenResourceError as error:
+        raise ProxyError(f"the connection to the proxy {proxy} broke before it had answered: {error}") from error

@@ -1,0 +1,255 @@
+"""The client's half of the opening handshake: the request of RFC 6455 section 4.1, and the check of what comes back.
+
+h11 is the referee of the syntax, in both directions. What it leaves open is decided here.
+
+Decisions where the standards leave a choice
+* Answers before the last one (1xx, RFC 9110 section 15.2) are passed over. All heads together count as one against
+  `max_header_bytes`, so there cannot be many.
+* A header that must be there once must not be there twice, even with the same value.
+* An answer that is not a 101 is read to its end, but no more than 64 KiB of its body are kept.
+* What follows a 101 are frames; nothing of it is lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+from wsproto.utilities import generate_accept_token
+
+from ..errors import InvalidHandshake
+from .request import Headers, split_list
+
+__all__ = ["MAX_BODY", "AnswerReader", "ServerResponse", "UpgradeRequest", "check_accepted", "shown"]
+
+MAX_BODY: Final = 64 * 1024
+"""Bytes that are kept of the body of an answer that is not a 101."""
+
+_SHOWN: Final = 100
+"""Characters of a foreign value that an error shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerResponse:
+    """What a server answered to the request of a client.
+
+    Attributes:
+      status: the HTTP status; 101 if it accepted the upgrade.
+      headers: the header lines.
+      body: the body of a refusal, at most its first 64 KiB; nothing follows the head of a 101 but frames.
+      truncated: whether there was more of the body, or would have been, had the server sent it in time.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+    truncated: bool = False
+
+
+class UpgradeRequest:
+    """One request for an upgrade, with a key that was never used before.
+
+    Args:
+      target: path and query, as they are sent.
+      host: the value of `Host`, unless `headers` has one.
+      subprotocols: those to offer, in order of preference.
+      headers: more headers, as `check_headers` returned them.
+
+    Attributes:
+      target: path and query.
+      headers: all header lines.
+      subprotocols: those that are offered.
+      accept: what the server has to answer to the key.
+    """
+
+    def __init__(self, target: str, host: str, subprotocols: Sequence[str], headers: Sequence[tuple[str, str]]) -> None:
+        key = base64.b64encode(os.urandom(16))
+        given = {name.lower() for name, _ in headers}
+        lines = [] if "host" in given else [("Host", host)]
+        lines += [
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", key.decode("ascii")),
+        ]
+        if subprotocols:
+            lines.append(("Sec-WebSocket-Protocol", ", ".join(subprotocols)))
+        if "user-agent" not in given:
+            lines.append(("User-Agent", "trio_crowws"))
+        self.target = target
+        self.subprotocols = tuple(subprotocols)
+        self.accept = generate_accept_token(key).decode("ascii")
+        self._lines = [*lines, *headers]
+        self.headers = Headers(self._lines)
+
+    def as_event(self) -> h11.Request:
+        """The request as h11 has it."""
+        lines = [(name.encode("ascii"), value.encode("latin-1")) for name, value in self._lines]
+        return h11.Request(method="GET", target=self.target, headers=lines)
+
+
+class AnswerReader:
+    """Writes one request, and reads the answer from bytes in whatever pieces they come.
+
+    Args:
+      request: the request, for an upgrade or a tunnel.
+      max_header_bytes: of the heads of all answers together.
+      max_headers: header lines of one answer.
+
+    Attributes:
+      request: the request as bytes.
+      response: the last answer as far as it is known: its body may not be complete.
+      trailing: what has followed the head of an answer that switches the protocol.
+    """
+
+    def __init__(self, request: h11.Request, *, max_header_bytes: int, max_headers: int) -> None:
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=max_header_bytes)
+        sent = self._http.send(request)
+        assert sent is not None
+        self.request = sent
+        if self._http.our_state is h11.SEND_BODY:
+            self._http.send(h11.EndOfMessage())
+        self._max_header_bytes = max_header_bytes
+        self._max_headers = max_headers
+        self._received = 0
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._done = False
+        self.response: ServerResponse | None = None
+        self.trailing = b""
+
+    def feed(self, data: bytes) -> ServerResponse | None:
+        """Take bytes from the server.
+
+        After a 101 what else comes is added to `trailing`; after any other answer it is dropped.
+
+        Args:
+          data: any number of bytes, but not none.
+
+        Returns:
+          The answer, as soon as it is complete, and `None` before and after.
+
+        Raises:
+          InvalidHandshake: what came is not HTTP, or its head is too large.
+        """
+        if self._done:
+            self.trailing += data
+            return None
+        self._received += len(data)
+        try:
+            self._http.receive_data(data)
+            return self._read()
+        except h11.RemoteProtocolError as error:
+            self._done = True
+            if self.response is not None:
+                return self.partial()
+            if error.error_status_hint == 431:
+                raise self._too_large() from error
+            raise InvalidHandshake(f"the answer is malformed: {shown(str(error))}") from error
+
+    def partial(self) -> ServerResponse | None:
+        """The answer as it stands when no more of it will come; `None` if not even its head is there."""
+        response = self.response
+        if response is None:
+            return None
+        return ServerResponse(response.status, response.headers, b"".join(self._body), truncated=True)
+
+    def eof(self) -> ServerResponse | None:
+        """The stream has ended: the answer, if that is where its body ends, or as much of it as there is."""
+        if self._done:
+            return None
+        self._done = True
+        if self.response is None:
+            return None
+        try:
+            self._http.receive_data(b"")
+            return self._read() or self.partial()
+        except h11.RemoteProtocolError:
+            return self.partial()
+
+    def _read(self) -> ServerResponse | None:
+        while True:
+            event = self._http.next_event()
+            if isinstance(event, (h11.InformationalResponse, h11.Response)):
+                response = self._take_head(event)
+                if response is not None:
+                    return response
+            elif isinstance(event, h11.Data):
+                self._body.append(bytes(event.data)[: MAX_BODY - self._body_size])
+                self._body_size += len(self._body[-1])
+                if len(self._body[-1]) < len(event.data):
+                    self._done = True
+                    return self.partial()
+            elif isinstance(event, h11.EndOfMessage):
+                self._done = True
+                assert self.response is not None
+                return ServerResponse(self.response.status, self.response.headers, b"".join(self._body))
+            else:
+                return None
+
+    def _take_head(self, event: h11.InformationalResponse | h11.Response) -> ServerResponse | None:
+        rest = self._http.trailing_data[0]
+        if self._received - len(rest) > self._max_header_bytes:
+            raise self._too_large()
+        if len(event.headers) > self._max_headers:
+            raise InvalidHandshake(f"the answer has more than {self._max_headers} header lines")
+        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
+        switched = self._http.their_state is h11.SWITCHED_PROTOCOL
+        if event.status_code < 200 and not switched:
+            return None
+        response = ServerResponse(event.status_code, headers)
+        if event.http_version != b"1.1" and event.status_code == 101:
+            raise InvalidHandshake(f"the answer is of HTTP/{shown(event.http_version.decode('ascii'))}, not HTTP/1.1")
+        if switched:
+            self._done = True
+            self.trailing = rest
+            return response
+        self.response = response
+        return None
+
+    def _too_large(self) -> InvalidHandshake:
+        self._done = True
+        return InvalidHandshake(f"the head of the answer is larger than {self._max_header_bytes} bytes")
+
+
+def check_accepted(request: UpgradeRequest, response: ServerResponse) -> str | None:
+    """Check a 101 (RFC 6455 section 4.1, the second list).
+
+    Returns:
+      The subprotocol that the server has chosen, or `None`.
+
+    Raises:
+      InvalidHandshake: a header is missing, there twice, or does not answer what was asked.
+    """
+    headers = response.headers
+    if [value.lower() for value in headers.get_all("upgrade")] != ["websocket"]:
+        raise _wrong(headers, "Upgrade")
+    if "upgrade" not in map(str.lower, split_list(headers.get_all("connection"))):
+        raise _wrong(headers, "Connection")
+    if headers.get_all("sec-websocket-accept") != (request.accept,):
+        raise _wrong(headers, "Sec-WebSocket-Accept")
+    if split_list(headers.get_all("sec-websocket-extensions")):
+        raise _wrong(headers, "Sec-WebSocket-Extensions", " which was not offered")
+    chosen = headers.get_all("sec-websocket-protocol")
+    if not chosen:
+        return None
+    if len(chosen) > 1 or chosen[0] not in request.subprotocols:
+        raise _wrong(headers, "Sec-WebSocket-Protocol", " which was not offered")
+    return chosen[0]
+
+
+def _wrong(headers: Headers, name: str, why: str = "") -> InvalidHandshake:
+    values = headers.get_all(name)
+    if not values:
+        return InvalidHandshake(f"the 101 has no {name} header")
+    listed = " and ".join(map(shown, values[:3]))
+    return InvalidHandshake(f"the 101 has the wrong header {name}: {listed}{why}")
+
+
+def shown(value: str) -> str:
+    """A foreign value for an error or a log: in quotes, escaped, and not long."""
+    return ascii(value if len(value) <= _SHOWN else value[:_SHOWN] + "...")
