@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .messages import write_messages
 from .workloads import ROOT, Server, Workload
 
 __all__ = ["BenchmarkError", "LoadGenerator", "RunningServer", "missing", "pick_processors"]
@@ -154,7 +155,12 @@ class LoadGenerator:
     def _start(
         self, arguments: Sequence[str], server: Server, running: RunningServer, *, tls: bool
     ) -> subprocess.Popen[str]:
-        command = [str(self.program), *arguments, f"--port={running.port}", f"--pid={running.pid}"]
+        command = [
+            str(self.program),
+            *map(self._with_messages, arguments),
+            f"--port={running.port}",
+            f"--pid={running.pid}",
+        ]
         if server.raw:
             command.append("--raw")
         if tls:
@@ -163,6 +169,16 @@ class LoadGenerator:
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         _pin(process.pid, self.own_processor)
         return process
+
+    def _with_messages(self, argument: str) -> str:
+        """`--deflate=SIZE` as `--deflate=FILE`, with messages that were of this size before they were compressed."""
+        name, _, size = argument.partition("=")
+        if name != "--deflate":
+            return argument
+        path = self.program.with_name(f"messages-{size}")
+        if not path.exists():
+            write_messages(path, int(size))
+        return f"{name}={path}"
 
     @contextmanager
     def serving(self, server: Server, *more: str, tls: bool = False) -> Generator[RunningServer, None, None]:

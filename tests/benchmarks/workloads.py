@@ -41,6 +41,7 @@ class Server:
 
 
 SESSION, ASYNC, SYNC = (Server(f"crowws {style}", (*ECHO, "--style", style)) for style in ("session", "async", "sync"))
+DEFLATE = Server("crowws async, compression", (*ECHO, "--style", "async", "--compression"))
 BARE = Server("crowws async, no extras", (*_script("without_numpy"), "--port", "0", "--style", "async"))
 PUBLISH = Server("crowws publish", _script("publish_crowws"))
 WS_TRIO = Server("websockets.trio", _script("websockets_on_trio"), ("websockets",))
@@ -63,7 +64,7 @@ WS_CLIENT = Server(
 STYLES = (SESSION, ASYNC, SYNC)
 PEERS = (WS_TRIO, WS_ASYNCIO, TRIO_WEBSOCKET, AIOHTTP, PICOWS)
 CLIENTS = (CLIENT, BARE_CLIENT, WS_CLIENT)
-SERVERS = (*STYLES, BARE, PUBLISH, *PEERS, BARE_TRIO, BARE_SEND, CEILING, *CLIENTS)
+SERVERS = (*STYLES, DEFLATE, BARE, PUBLISH, *PEERS, BARE_TRIO, BARE_SEND, CEILING, *CLIENTS)
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,14 @@ WORKLOADS = (
         tls=True,
     ),
     Workload(
+        "deflate",
+        "echo 1 KiB JSON text, compressed, 64 connections x 4 in flight",
+        "messages",
+        _echo(64, 4, 1024, "--deflate=1024"),
+        _subjects(DEFLATE, WS_TRIO, WS_ASYNCIO),
+        _faster(DEFLATE, {WS_TRIO: 1.5}),
+    ),
+    Workload(
         "publish",
         "publish 64 B to 1,000 subscribers",
         "deliveries",
@@ -254,6 +263,15 @@ WORKLOADS = (
         _subjects(*STYLES, *PEERS),
         (Target(ASYNC.name, "kib", at_most=8), Target(ASYNC.name, "kib", WS_TRIO.name, at_most=0.25)),
         connections=5000,
+    ),
+    Workload(
+        "deflate-memory",
+        "memory of an idle connection that has compressed, 2,000 connections",
+        "KiB",
+        ("idle", "--connections=2000", "--deflate=1024"),
+        _subjects(DEFLATE, WS_TRIO, WS_ASYNCIO),
+        (Target(DEFLATE.name, "kib", WS_TRIO.name, at_most=0.5),),
+        connections=2000,
     ),
     Workload(
         "flood",

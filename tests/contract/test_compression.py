@@ -14,7 +14,7 @@ import trio.testing
 
 from support.servers import EVERYTHING, Recorder, Site, decode, messages_of, noise, serving
 from trio_crowws import Accept, App, Connection, Deflate, PublishResult
-from trio_crowws._protocol.compressing import Compressor
+from trio_crowws._protocol.compressing import Compressor, Packer
 from trio_crowws._transport.base import Transport
 from trio_crowws.testing import Peer, Refused, connect, shake_hands
 
@@ -464,6 +464,29 @@ async def test_replaced_messages_are_not_in_the_context(closing: bool) -> None:
         it.flow()
         await it.check()
         assert [rsv for opcode, rsv, _ in frames_of(it.site.listener.tap.writes) if opcode == 1] == [4, 4, 0, 4]
+
+
+async def test_an_interrupt_does_not_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KeyboardInterrupt waits while a message is compressed and queued, or it would be in the context and not sent."""
+    protected: list[bool] = []
+    pack = Packer.pack
+
+    def note(packer: Packer, frame: bytes) -> bytes:
+        protected.append(trio.lowlevel.currently_ki_protected())
+        return pack(packer, frame)
+
+    monkeypatch.setattr(Packer, "pack", note)
+    app = App(compression=EVERYTHING)
+
+    async def send(conn: Connection) -> None:
+        assert not trio.lowlevel.currently_ki_protected()
+        await conn.send(LONG)
+        conn.send_nowait(LONG)
+
+    Recorder(app, hooks={"open": send})
+    async with connect(app, compression=EVERYTHING) as peer:
+        assert [await peer.receive() for _ in range(2)] == [LONG] * 2
+    assert protected == [True, True]
 
 
 async def test_what_compression_needs_is_given_back_at_the_end() -> None:

@@ -1,4 +1,4 @@
-"""permessage-deflate, the way out: what is compressed, and what is sent as it is."""
+"""permessage-deflate, the way out (row 30): what is compressed, and what is sent as it is."""
 
 from __future__ import annotations
 

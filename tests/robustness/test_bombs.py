@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 
 import pytest
@@ -131,9 +131,8 @@ async def test_a_bomb_of_one_gibibyte(server: Victim, opcode: int, count: int) -
 @pytest.mark.parametrize("beyond", [0, 1, 2])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("how", [deflate, final], ids=["flushed", "final"])
-async def test_exactly_the_limit(server: Victim, how: object, count: int, beyond: int) -> None:
+async def test_exactly_the_limit(server: Victim, how: Callable[[bytes], bytes], count: int, beyond: int) -> None:
     """A message of exactly `max_payload` passes, one byte more and two are too many: however it is compressed."""
-    assert callable(how)
     for byte in (b"\0", b"x"):
         text = byte * (PAYLOAD + beyond)
         data = fragments(BINARY, split(how(text), count))

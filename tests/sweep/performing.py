@@ -15,7 +15,7 @@ from wsproto.connection import Connection as Wire
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
-from sweep.peers import MemoryListener, RawPeer, next_frame
+from sweep.peers import MemoryListener, RawPeer, inflated, next_frame
 from sweep.playing import PATIENCE, Cut, Cutter, Play, Script, Style
 from trio_crowws import CloseTimeout, ConnectionLost, HeartbeatTimeout, Server, SlowConsumer, State
 
@@ -240,6 +240,7 @@ class StreamPerformance(Performance):
 
 async def play_subject(play: Play, subject: RawPeer) -> None:
     """The life of the subject, as its peer sees it."""
+    subject.compresses = "compression" in play.script.options
     async with trio.open_nursery() as beside:
         beside.start_soon(play.script.beside, play)
         if await subject.open() == 101:
@@ -347,6 +348,9 @@ def check_wire(play: Play, subject: RawPeer) -> None:
         check_answer(play, head, rest)
         return
     assert not play.script.refused
+    if play.script.options.get("compression") is not None:
+        assert b"Sec-WebSocket-Extensions: permessage-deflate" in head
+        rest = inflated(rest)
     frames = whole_frames(rest)
     check_frames(rest)
     messages = [payload for opcode, payload in frames if opcode in (1, 2) and payload != b"to all"]

@@ -27,6 +27,9 @@ from sweep.playing import Script
 from sweep.talks import (
     Children,
     CloseWhileSending,
+    CompressedSenders,
+    CompressedStalled,
+    CompressedTalk,
     Flood,
     HandlerSleeps,
     NewHandler,
@@ -78,6 +81,9 @@ SCRIPTS: tuple[type[Script], ...] = (
     HalfClosed,
     AbortByHandler,
     NewHandler,
+    CompressedTalk,
+    CompressedStalled,
+    CompressedSenders,
 )
 
 ON_SOCKETS: tuple[type[Script], ...] = (
@@ -92,5 +98,6 @@ ON_SOCKETS: tuple[type[Script], ...] = (
     Rooms,
     HalfClosed,
     AbortByHandler,
+    CompressedTalk,
 )
 """Those that need no fault of a memory stream."""

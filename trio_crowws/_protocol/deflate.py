@@ -39,7 +39,7 @@ from .masking import unmask
 if TYPE_CHECKING:
     from .deflate_offer import Agreement
 
-__all__ = ["COMPRESSED", "RSV1", "Inflater"]
+__all__ = ["COMPRESSED", "ENOUGH", "RSV1", "Inflater"]
 
 RSV1: Final = 0x40  # in the first byte of a frame
 COMPRESSED: Final = (TEXT | RSV1, BINARY | RSV1)  # first bytes of a compressed message in one frame
@@ -50,6 +50,10 @@ _TAIL: Final = b"\x00\x00\xff\xff"
 # every step that did not use all of it.
 _STEP: Final = 32 * 1024
 _INPUT: Final = 16 * 1024
+
+# Bytes that compressed messages may become before somebody looks whether to read on: about what a read without
+# compression brings at most. A read full of small bombs would else be a hundred times that.
+ENOUGH: Final = 64 * 1024
 
 # Streams of one message. A sender may end one with every frame; but each needs some seven kilobytes made ready, and may
 # be two bytes long.

@@ -55,7 +55,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from .._closeinfo import CloseCode, check_close
 from ..errors import InvalidUTF8, ProtocolError
 from .chunks import Chunks
-from .deflate import COMPRESSED, Inflater
+from .deflate import COMPRESSED, ENOUGH, Inflater
 from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT, frame_header
 from .headers import LENGTH_FIELD, MASKED, NO_LIMIT, mask_header, scan
 from .limits import ControlRate, Limits
@@ -66,10 +66,6 @@ __all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
 _DATA: Final = (TEXT, BINARY)
 _CONTROL: Final = (PING, PONG, CLOSE)
 _ZERO_KEY: Final = bytes(4)
-
-# Bytes that compressed messages may become within one call: about what a read without compression brings at most. A
-# read full of small bombs would else be a hundred times that before anybody could stop reading.
-_ENOUGH: Final = 64 * 1024
 
 # An integer times one of these repeats a four-byte key often enough for a payload of that length, and the shift cuts
 # what is too much: cheaper, for short payloads, than repeating and slicing the key as bytes.
@@ -233,7 +229,7 @@ class FrameReader:
             if position == before or self.finished:
                 break
             plain = self._owner is None
-            if inflater is not None and inflater.inflated > _ENOUGH:
+            if inflater is not None and inflater.inflated > ENOUGH:
                 self.backlog = position < end
                 break
         else:

@@ -226,10 +226,7 @@ class Sending(Ending):
                 return Offered.CLOSED
             if transport.buffered and transport.buffered + size > self._options.send_limit:
                 return self._overflow(frame, room, later)
-        if later:
-            self._write_packed(frame)
-        else:
-            self._write(frame)
+        self._write_now(frame, later)
         self.messages_sent += 1
         return _SENT
 
@@ -274,7 +271,7 @@ class Sending(Ending):
             self.messages_sent += 1
         return Offered.SENT
 
-    def _write_kept(self, frame: bytes, later: bool) -> None:
+    def _write_now(self, frame: bytes, later: bool) -> None:
         if later:
             self._write_packed(frame)
         else:
@@ -300,7 +297,7 @@ class Sending(Ending):
             self._write(pong)
         while self._latest and self._transport.buffered <= self._high_water:
             room = next(iter(self._latest))
-            self._write_kept(*self._latest.pop(room))
+            self._write_now(*self._latest.pop(room))
         if not self._latest:
             self._latest = None
         if self._progress is not None:
@@ -309,7 +306,7 @@ class Sending(Ending):
     def _send_close(self, frame: CloseFrame) -> None:
         # What "latest" keeps was sent before the Close, so it stands before the Close frame.
         for kept in (self._latest or {}).values():
-            self._write_kept(*kept)
+            self._write_now(*kept)
         self._latest = None
         super()._send_close(frame)
 
