@@ -180,6 +180,22 @@ async def test_a_peer_that_has_ended_its_side_and_does_not_read(kind: Kind) -> N
             await RawClient(raw).read_to_end()
 
 
+@pytest.mark.parametrize("kind", ["tcp", "tls", "unix"])
+async def test_a_peer_that_was_failed_and_stays(kind: Kind) -> None:
+    """A peer that broke the protocol, has its Close frame and does not leave is dropped after `close_timeout`."""
+    app = App()
+    recorder = Recorder(app, close_timeout=0.2)
+    async with serving(app, kind) as site, site.connect() as peer:
+        await peer.send_raw(make_frame(3))
+        await recorder.wait("close")
+        began = trio.current_time()
+        assert recorder.info.code == 1002
+        while site.server._engine.transports:  # noqa: ASYNC110 -- there is no event for it
+            await trio.sleep(0.01)
+        assert 0.1 < trio.current_time() - began < 2
+        assert await peer.receive_close() == recorder.info.sent
+
+
 # Streams of the application's own
 
 

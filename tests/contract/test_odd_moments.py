@@ -49,6 +49,43 @@ async def test_a_message_is_taken_by_another_task() -> None:
     assert taken == ["one", "two", "three"]
 
 
+# A handler that takes its time
+
+
+async def test_a_handler_that_gets_on_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    """The peer's Close is answered behind all answers where the handler takes a message within every quarter second."""
+    app = App()
+
+    async def work(conn: Connection, message: str) -> None:
+        await trio.sleep(0.2)
+        await conn.send(message)
+
+    recorder = Recorder(app, hooks={"message": work})
+    async with serving(app) as site, site.connect() as peer:
+        began = trio.current_time()
+        for number in range(5):
+            await peer.send(f"{number}")
+        await peer.send_raw(make_frame(8, b"\x03\xe8"))
+        assert [await peer.receive() for _ in range(5)] == ["0", "1", "2", "3", "4"]
+        assert await peer.receive_event() == CloseFrame(1000)
+        assert trio.current_time() - began == pytest.approx(1)
+        await recorder.wait("close")
+
+
+async def test_very_many_small_messages_for_a_peer_that_does_not_read() -> None:
+    """However many messages wait for a peer, each of them arrives, whole and in order, when it reads on."""
+    app = App()
+    recorder = Recorder(app)
+    messages = [f"{number}" for number in range(3000)]
+    async with serving(app) as site, site.connect() as peer:
+        await recorder.wait("open")
+        assert peer.faults is not None
+        peer.faults.stall()
+        assert all(recorder.conn.send_nowait(message) for message in messages)
+        peer.faults.flow()
+        assert [await peer.receive() for _ in messages] == messages
+
+
 # Control frames
 
 

@@ -36,6 +36,9 @@ from trio_crowws import App, Connection, ConnectionClosed, Deflate
 from trio_crowws._options import Options
 from trio_crowws.testing import make_frame, shake_hands
 
+# Coverage keeps books of its own in the memory that is measured here, and makes the longest of these tests much longer.
+pytestmark = pytest.mark.no_cover
+
 COUNT = 3
 """Connections of which the average is taken."""
 

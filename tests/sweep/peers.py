@@ -34,7 +34,7 @@ class RawPeer:
       messages: what it has sent.
     """
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, faults: FaultyStream | None) -> None:
+    def __init__(self, stream: trio.abc.Stream, faults: FaultyStream | None) -> None:
         self.stream = stream
         self.faults = faults
         self.received = bytearray()

@@ -45,7 +45,7 @@ from sweep.talks import (
     TalkEarly,
 )
 
-__all__ = ["ON_SOCKETS", "SCRIPTS", "Flood"]
+__all__ = ["INTERRUPTED", "ON_SOCKETS", "ON_TLS", "SCRIPTS", "Flood"]
 
 SCRIPTS: tuple[type[Script], ...] = (
     Talk,
@@ -101,3 +101,19 @@ ON_SOCKETS: tuple[type[Script], ...] = (
     CompressedTalk,
 )
 """Those that need no fault of a memory stream."""
+
+ON_TLS: tuple[type[Script], ...] = (Talk, TalkEarly, LocalClose, Draining, AcceptSleeps, Refusal, Fault, AbortByHandler)
+"""Those of them that never end one direction alone."""
+
+INTERRUPTED: tuple[type[Script], ...] = (
+    Talk,
+    LocalClose,
+    HandlerSleeps,
+    Draining,
+    ClosingBusy,
+    ClosingHalfOpen,
+    AcceptSleeps,
+    Fault,
+    Children,
+)
+"""Sessions in all their phases, the server's own end among them."""

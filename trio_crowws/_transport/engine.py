@@ -163,12 +163,14 @@ class Engine:
 
         Shielded, because it is what makes a cancelled server say goodbye; the deadline above bounds it.
         """
-        with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
-            while self.transports:
-                await self.turns.wait_release()
-        for transport in self.transports:
-            transport.abort()
-        self._scope.cancel()
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
+                while self.transports:
+                    await self.turns.wait_release()
+        finally:  # Ctrl-C comes through a shield, and nothing but this ends the tasks that are behind one
+            for transport in self.transports:
+                transport.abort()
+            self._scope.cancel()
 
 
 def _teach_allocator() -> None:
