@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -395,10 +396,30 @@ def test_version(folder: Path, command: list[str]) -> None:
     assert (result.returncode, result.stdout) == (0, f"trio-crowws {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
-def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    """--help explains the command and its options."""
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main([*arguments, "--help"])
     assert caught.value.code == 0
-    assert "until SIGINT or SIGTERM" in capsys.readouterr().out.replace("\n", " ") or arguments == ["run", "--help"]
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["connect"]])
+def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """--help explains the command, and lists the exit statuses."""
+    text = help_of(capsys, *arguments)
+    assert "SIGINT or SIGTERM" in text or arguments == ["connect"]
+    assert "exit statuses:\n  0 " in text
+    assert "--reloaded" not in text
+
+
+@pytest.mark.parametrize("command", ["run", "connect"])
+def test_the_reference_is_complete(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """The page about the command line has every option in its table, and every exit status."""
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    section = page.partition(f"## `trio-crowws {command}`")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `--")]
+    text = help_of(capsys, command)
+    for option in set(re.findall(r"--[a-z-]+", text)) - {"--help"}:
+        assert any(re.search(rf"`{option}\b(?!-)", row) for row in rows), option
+    for number in re.findall(r"^  (\d+) ", text.partition("exit statuses:")[2], re.MULTILINE):
+        assert re.search(rf"^\| (\d+, )?{number}\b", page, re.MULTILINE), number
