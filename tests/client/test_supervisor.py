@@ -33,6 +33,7 @@ from trio_crowws import (
     LinkPhase,
     LinkState,
     ProtocolError,
+    ProxyError,
     Rejected,
     ServerResponse,
     is_final,
@@ -228,6 +229,13 @@ async def test_retry_after(autojump_clock: trio.testing.MockClock, status: int, 
     assert net.attempts == [0, wait + 1]
 
 
+async def test_retry_after_of_a_proxy(autojump_clock: trio.testing.MockClock) -> None:
+    """A proxy may ask for a wait as well."""
+    net = Net(ProxyError("busy", refusal(503, Retry_After="20").response))
+    await keep(net, done)
+    assert net.attempts == [0, 21]
+
+
 async def test_retry_after_as_a_date(autojump_clock: trio.testing.MockClock) -> None:
     """The distance of a date from the date of the response is waited for."""
     dates = {"Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Retry_After": "Sun, 06 Nov 1994 08:49:57 GMT"}
@@ -248,6 +256,9 @@ async def test_retry_after_as_a_date(autojump_clock: trio.testing.MockClock) -> 
         *[(ConnectionClosedOK(closed_by_peer(code)), False) for code in (1000, 1001, 1005, 1009, 1011, 1012, 4000)],
         (ConnectionClosedError(lost(ConnectionLost("gone"))), False),
         (ConnectionClosedError(lost(ProtocolError(1002, "nonsense"))), True),
+        (ProxyError("refused", refusal(407).response), True),
+        (ProxyError("refused", refusal(503).response), False),
+        (ProxyError("nonsense"), False),
         (InvalidURL("ftp"), True),
         (HandshakeTimeout("slow"), False),
         (InvalidHandshake("wrong"), False),
