@@ -568,7 +568,7 @@ async def test_backpressure(kind: Kind) -> None:
 
     app = App()
     Recorder(app, hooks={"message": wait}, receive_buffer=1000)
-    async with serving(app, kind, lockstep=kind == "memory") as site:
+    async with serving(app, kind, lockstep=kind in ("memory", "compressed")) as site:
         async with client_of(site, on_slow="drop", send_limit=200_000, close_timeout=1) as conn:
             with trio.move_on_after(0.3) as scope:
                 for _ in range(10000):
