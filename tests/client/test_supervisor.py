@@ -414,6 +414,19 @@ async def test_a_handlers_own_group_is_raised_as_it_is(autojump_clock: trio.test
     assert {type(each) for each in caught.value.exceptions} == {Mistake, ConnectionClosedOK}
 
 
+async def test_an_interrupt_is_raised_as_it_is(autojump_clock: trio.testing.MockClock) -> None:
+    """KeyboardInterrupt and its like leave without a group around them."""
+
+    async def handler(conn: Any) -> None:
+        raise SystemExit(5)
+
+    net = Net()
+    with pytest.raises(SystemExit) as caught:
+        await keep(net, handler)
+    assert caught.value.code == 5
+    assert net.open == 0
+
+
 # Handlers that do not notice
 
 

@@ -257,19 +257,20 @@ class _Link(Generic[T]):
         async with trio.open_nursery() as nursery:
             scope = trio.CancelScope()
             nursery.start_soon(_cancel_late, conn, scope, self._grace)
-            # Exceptions are caught in here, so that the nursery does not put a group around what the handler raises.
+            # Whatever it raises is caught in here, so that the nursery does not put a group around it.
             try:
                 with scope:
                     done = _Done(await self._handler(conn), conn.is_open)
             except BaseException as error:
                 own, rest = sort_out(conn.id, error)
-                if rest is not None:  # Cancelled and its like
-                    raise (rest if own is None else error) from None
-                failure = None if own is None else error
+                failure = rest if own is None else error
             nursery.cancel_scope.cancel()
-        if failure is not None:
+        if failure is None:
+            return done
+        try:
             raise failure
-        return done
+        finally:
+            del failure  # it refers to this frame, and so to itself
 
     def _delay_after(self, error: Exception) -> float:
         retry_after = None
