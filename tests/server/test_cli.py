@@ -61,6 +61,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "package" / "service.py").write_text(SERVICE)
     (tmp_path / "needy.py").write_text("import a_module_that_is_not_there\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "unset.py").write_text("open('settings')\n")
+    (tmp_path / "unread.py").write_text("int('port')\n")
     return tmp_path
 
 
@@ -211,22 +213,24 @@ def test_it_returns_after_a_signal(
 
 @pytest.mark.parametrize("inherits", [True, False])
 def test_a_child_of_reload(in_folder: Path, monkeypatch: pytest.MonkeyPatch, inherits: bool) -> None:
-    """A child of --reload leaves SIGINT to its parent, and ends when its parent has gone."""
+    """A child of --reload leaves what a terminal sends to its parent, and ends when its parent has gone."""
     reader, writer = os.pipe()
 
     def announce(server: Server) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
         if inherits:
             os.close(writer)
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(serving, "_announce", announce)
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         assert main(["run", "service:app", "--port", "0", f"--reloaded={reader if inherits else -1}"]) == 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, action in before.items():
+            signal.signal(number, action)
         os.close(reader)
         if not inherits:
             os.close(writer)
@@ -290,7 +294,13 @@ def test_the_place_is_looked_for_here(in_folder: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("module", "message"), [("needy", "a_module_that_is_not_there"), ("broken", "ZeroDivisionError")]
+    ("module", "message"),
+    [
+        ("needy", "a_module_that_is_not_there"),
+        ("broken", "ZeroDivisionError"),
+        ("unset", "FileNotFoundError"),
+        ("unread", "ValueError"),
+    ],
 )
 def test_a_module_that_fails(folder: Path, module: str, message: str) -> None:
     """A module that cannot be imported shows its own traceback, so that the mistake can be found."""
