@@ -33,6 +33,7 @@ from trio_crowws import (
     LinkPhase,
     LinkState,
     ProtocolError,
+    ProxyError,
     Rejected,
     ServerResponse,
     is_final,
@@ -228,6 +229,13 @@ async def test_retry_after(autojump_clock: trio.testing.MockClock, status: int, 
     assert net.attempts == [0, wait + 1]
 
 
+async def test_retry_after_of_a_proxy(autojump_clock: trio.testing.MockClock) -> None:
+    """A proxy may ask for a wait as well."""
+    net = Net(ProxyError("busy", refusal(503, Retry_After="20").response))
+    await keep(net, done)
+    assert net.attempts == [0, 21]
+
+
 async def test_retry_after_as_a_date(autojump_clock: trio.testing.MockClock) -> None:
     """The distance of a date from the date of the response is waited for."""
     dates = {"Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Retry_After": "Sun, 06 Nov 1994 08:49:57 GMT"}
@@ -248,6 +256,9 @@ async def test_retry_after_as_a_date(autojump_clock: trio.testing.MockClock) -> 
         *[(ConnectionClosedOK(closed_by_peer(code)), False) for code in (1000, 1001, 1005, 1009, 1011, 1012, 4000)],
         (ConnectionClosedError(lost(ConnectionLost("gone"))), False),
         (ConnectionClosedError(lost(ProtocolError(1002, "nonsense"))), True),
+        (ProxyError("refused", refusal(407).response), True),
+        (ProxyError("refused", refusal(503).response), False),
+        (ProxyError("nonsense"), False),
         (InvalidURL("ftp"), True),
         (HandshakeTimeout("slow"), False),
         (InvalidHandshake("wrong"), False),
@@ -401,6 +412,19 @@ async def test_a_handlers_own_group_is_raised_as_it_is(autojump_clock: trio.test
     with pytest.raises(ExceptionGroup) as caught:
         await keep(Net((1, closed_by_peer())), handler)
     assert {type(each) for each in caught.value.exceptions} == {Mistake, ConnectionClosedOK}
+
+
+async def test_an_interrupt_is_raised_as_it_is(autojump_clock: trio.testing.MockClock) -> None:
+    """KeyboardInterrupt and its like leave without a group around them."""
+
+    async def handler(conn: Any) -> None:
+        raise SystemExit(5)
+
+    net = Net()
+    with pytest.raises(SystemExit) as caught:
+        await keep(net, handler)
+    assert caught.value.code == 5
+    assert net.open == 0
 
 
 # Handlers that do not notice

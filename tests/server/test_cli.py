@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -60,6 +61,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "package" / "service.py").write_text(SERVICE)
     (tmp_path / "needy.py").write_text("import a_module_that_is_not_there\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "unset.py").write_text("open('settings')\n")
+    (tmp_path / "unread.py").write_text("int('port')\n")
     return tmp_path
 
 
@@ -210,22 +213,24 @@ def test_it_returns_after_a_signal(
 
 @pytest.mark.parametrize("inherits", [True, False])
 def test_a_child_of_reload(in_folder: Path, monkeypatch: pytest.MonkeyPatch, inherits: bool) -> None:
-    """A child of --reload leaves SIGINT to its parent, and ends when its parent has gone."""
+    """A child of --reload leaves what a terminal sends to its parent, and ends when its parent has gone."""
     reader, writer = os.pipe()
 
     def announce(server: Server) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
         if inherits:
             os.close(writer)
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(serving, "_announce", announce)
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         assert main(["run", "service:app", "--port", "0", f"--reloaded={reader if inherits else -1}"]) == 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, action in before.items():
+            signal.signal(number, action)
         os.close(reader)
         if not inherits:
             os.close(writer)
@@ -289,7 +294,13 @@ def test_the_place_is_looked_for_here(in_folder: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("module", "message"), [("needy", "a_module_that_is_not_there"), ("broken", "ZeroDivisionError")]
+    ("module", "message"),
+    [
+        ("needy", "a_module_that_is_not_there"),
+        ("broken", "ZeroDivisionError"),
+        ("unset", "FileNotFoundError"),
+        ("unread", "ValueError"),
+    ],
 )
 def test_a_module_that_fails(folder: Path, module: str, message: str) -> None:
     """A module that cannot be imported shows its own traceback, so that the mistake can be found."""
@@ -395,10 +406,30 @@ def test_version(folder: Path, command: list[str]) -> None:
     assert (result.returncode, result.stdout) == (0, f"trio-crowws {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
-def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    """--help explains the command and its options."""
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main([*arguments, "--help"])
     assert caught.value.code == 0
-    assert "until SIGINT or SIGTERM" in capsys.readouterr().out.replace("\n", " ") or arguments == ["run", "--help"]
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["connect"]])
+def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """--help explains the command, and lists the exit statuses."""
+    text = help_of(capsys, *arguments)
+    assert "SIGINT or SIGTERM" in text or arguments == ["connect"]
+    assert "exit statuses:\n  0 " in text
+    assert "--reloaded" not in text
+
+
+@pytest.mark.parametrize("command", ["run", "connect"])
+def test_the_reference_is_complete(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """The page about the command line has every option in its table, and every exit status."""
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    section = page.partition(f"## `trio-crowws {command}`")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `--")]
+    text = help_of(capsys, command)
+    for option in set(re.findall(r"--[a-z-]+", text)) - {"--help"}:
+        assert any(re.search(rf"`{option}\b(?!-)", row) for row in rows), option
+    for number in re.findall(r"^  (\d+) ", text.partition("exit statuses:")[2], re.MULTILINE):
+        assert re.search(rf"^\| (\d+, )?{number}\b", page, re.MULTILINE), number

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["EPILOG", "FAILED", "INTERRUPTED", "OK", "REFUSED", "UNCLEAN", "UNREAD", "USAGE"]
+__all__ = ["EPILOG", "FAILED", "OK", "REFUSED", "UNCLEAN", "UNREAD", "USAGE"]
 
 OK = 0
 FAILED = 1
 USAGE = 2  # argparse's own
 REFUSED = 3
 UNCLEAN = 4
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-UNREAD = 141  # 128 + SIGPIPE
+UNREAD = 141  # 128 + SIGPIPE, as a shell reports it; a signal that ends `connect` is reported in the same way
 
 EPILOG = """\
 exit statuses:
-  0    served until a signal; or the connection was closed with 1000, 1001 or without a code
-  1    cannot serve, cannot connect, or cannot read the input
+  0    run: served until a signal; connect: closed with 1000, 1001 or without a code
+  1    cannot serve or connect, or cannot read the input or write the output
   2    wrong arguments
-  3    the server refused the connection with an HTTP status
-  4    the connection was closed with another code, or lost
-  130  interrupted by Ctrl-C while connected
-  141  nobody reads the output any more
+  3    connect: the server refused the connection with an HTTP status
+  4    connect: closed with another code, or lost
+  130  connect: ended by Ctrl-C (143: by SIGTERM)
+  141  connect: nobody reads the output any more
 """

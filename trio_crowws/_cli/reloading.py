@@ -2,8 +2,8 @@
 
 The parent never imports the application, so no edit can break it, and a child starts with nothing left over from the
 one before. Parent and child are in one process group: the terminal is the child's as well, so a debugger works in it,
-and what kills the group kills both. Ctrl-C therefore reaches both; the child ignores it, and the parent passes it on as
-SIGTERM, once for each time.
+and what kills the group kills both. What the terminal sends therefore reaches both; the child ignores it, and the
+parent passes it on as SIGTERM, once for each time.
 
 A child is told to end by SIGTERM, then by a second one, which aborts its connections, then by SIGKILL. How long each
 step may take is bounded, so that a handler that blocks the loop for ever cannot stop the next edit from being tried.
@@ -28,7 +28,7 @@ import trio
 from .._session.tasks import unwrap
 from .showing import visible
 
-__all__ = ["is_available", "serve_and_watch"]
+__all__ = ["SIGNALS", "is_available", "serve_and_watch"]
 
 RELOAD_PATIENCE = 2.0
 """Seconds that a child has for an orderly end when a file has changed."""
@@ -38,7 +38,7 @@ ABORT_PATIENCE = 2.0
 """Seconds after the second SIGTERM."""
 
 # The end of a terminal is an end for what runs in it; Windows has no such signal.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def is_available() -> bool:
@@ -66,7 +66,7 @@ class _Reloader:
         self._app = app
         self._folders = folders
         self._changed: set[str] = set()
-        self._stopping = False
+        self._signals = 0
         self._news = trio.Event()
         """Set when a file has changed or a signal has come."""
         self._patience = trio.CancelScope()
@@ -80,7 +80,7 @@ class _Reloader:
                 try:
                     nursery.start_soon(trio.to_thread.run_sync, self._watch, stop_watching)
                     nursery.start_soon(self._obey, signals)
-                    while not self._stopping:
+                    while not self._signals:
                         await self._serve_once(alive)
                 finally:
                     stop_watching.set()  # it looks at this every few milliseconds
@@ -88,18 +88,18 @@ class _Reloader:
 
     async def _serve_once(self, alive: int) -> None:
         """Start a child, and end it when there is news."""
-        options: dict[str, Any] = {}
-        if sys.platform != "win32":  # pragma: no branch -- where no descriptor can be inherited so easily
-            options["pass_fds"] = (alive,)
+        options: dict[str, Any] = {"pass_fds": (alive,)}
+        if sys.platform == "win32":  # pragma: no cover -- where no descriptor is inherited
+            alive, options = -1, {}
         child = await trio.lowlevel.open_process([*self._command, f"--reloaded={alive}", "--", self._app], **options)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._report_end, child)
                 await self._news.wait()
                 nursery.cancel_scope.cancel()
-            if not self._stopping:
+            if not self._signals:
                 _say(f"{_names(self._changed)} changed; starting again")
-            await self._end(child, STOP_PATIENCE if self._stopping else RELOAD_PATIENCE)
+            await self._end(child, STOP_PATIENCE if self._signals else RELOAD_PATIENCE)
             # What was written in the meantime is in what the next child will read.
             self._changed.clear()
             self._news = trio.Event()
@@ -114,9 +114,11 @@ class _Reloader:
         _say(f"the application has ended with the status {status}; waiting for a change")
 
     async def _end(self, child: trio.Process, patience: float) -> None:
-        for step, seconds in ((child.terminate, patience), (child.terminate, ABORT_PATIENCE)):
-            step()
+        for enough, seconds in ((1, patience), (2, ABORT_PATIENCE)):
+            child.terminate()
             with trio.CancelScope(deadline=trio.current_time() + seconds) as self._patience:
+                if self._signals > enough:  # some of them were quicker than this
+                    self._patience.cancel()
                 await child.wait()
                 return
         child.kill()
@@ -125,10 +127,10 @@ class _Reloader:
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         """The first signal ends everything; each further one makes that quicker."""
         async for _ in signals:
-            if self._stopping:
-                self._patience.cancel()
-            self._stopping = True
+            self._signals += 1
             self._news.set()
+            if self._signals > 1:
+                self._patience.cancel()
 
     def _watch(self, stop: threading.Event) -> None:
         """In a thread: tell the loop about each change."""

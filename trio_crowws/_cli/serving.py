@@ -10,6 +10,7 @@ import signal
 import ssl
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from .._listeners import format_address
 from .._running import run_until_signal
 from .._server import Server
 from .exits import FAILED, OK
-from .reloading import is_available, serve_and_watch
+from .reloading import SIGNALS, is_available, serve_and_watch
 
 __all__ = ["DESCRIPTION", "LoadError", "add_arguments", "load_app", "run"]
 
@@ -58,29 +59,33 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         parser.error("--keyfile needs --certfile")
     if options.reload_dir and not options.reload:
         parser.error("--reload-dir needs --reload")
+    signals = _obey_parent(options.reloaded) if options.reloaded is not None else (signal.SIGINT, signal.SIGTERM)
     try:
-        return _watch(parser, options) if options.reload else _serve(parser, options)
+        work = _watcher(parser, options) if options.reload else partial(_serve, load_app(options.app), options, signals)
+    except LoadError as error:
+        parser.error(str(error))
+    try:
+        work()
     except (OSError, ValueError) as error:
         print(f"trio-crowws: {error}", file=sys.stderr)
         return FAILED
+    return OK
 
 
-def _serve(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if options.reloaded is not None:
-        # Ctrl-C reaches the whole foreground group. The parent gets it too, and makes a SIGTERM of it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signals = [signal.SIGTERM]
-        if options.reloaded >= 0:
-            threading.Thread(target=_end_with_parent, args=(options.reloaded,), daemon=True).start()
-    try:
-        app = load_app(options.app)
-    except LoadError as error:
-        parser.error(str(error))
+def _serve(app: App, options: argparse.Namespace, signals: Sequence[signal.Signals]) -> None:
     context = _tls(options.certfile, options.keyfile) if options.certfile else None
     serve = partial(app.serve, options.host, options.port, unix=options.unix, ssl_context=context)
     run_until_signal(serve, _announce, signals)
-    return OK
+
+
+def _obey_parent(descriptor: int) -> tuple[signal.Signals]:
+    """Be a child of --reload: the signals that are left to obey."""
+    # What a terminal sends reaches the whole foreground group. The parent gets it too, and makes a SIGTERM of it.
+    for number in set(SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    if descriptor >= 0:
+        threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
+    return (signal.SIGTERM,)
 
 
 def _end_with_parent(descriptor: int) -> None:
@@ -89,7 +94,7 @@ def _end_with_parent(descriptor: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _watch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def _watcher(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callable[[], None]:
     if not is_available():
         parser.error("--reload needs the package watchfiles: pip install 'trio-crowws[reload]'")
     folders = [Path(folder) for folder in options.reload_dir or ["."]]
@@ -99,8 +104,7 @@ def _watch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     arguments = [f"--host={options.host}", f"--port={options.port}", f"--log-level={options.log_level}"]
     given = {name: getattr(options, name) for name in ("unix", "certfile", "keyfile")}
     arguments += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    serve_and_watch([sys.executable, "-m", "trio_crowws", "run", *arguments], options.app, folders)
-    return OK
+    return partial(serve_and_watch, [sys.executable, "-m", "trio_crowws", "run", *arguments], options.app, folders)
 
 
 class LoadError(Exception):

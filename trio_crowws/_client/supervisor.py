@@ -40,12 +40,14 @@ from ..errors import (
     ConnectionLost,
     CrowWSError,
     InvalidURL,
+    ProxyError,
     Rejected,
 )
 from .backoff import Backoff, parse_retry_after
 from .connect import connect
 
 if TYPE_CHECKING:
+    from .._protocol.answer import ServerResponse
     from .._session.connection import Connection
 
 __all__ = ["LinkPhase", "LinkState", "is_final", "keep_connected"]
@@ -99,18 +101,25 @@ class LinkState:
 def is_final(error: Exception) -> bool:
     """Whether another attempt would end in the same way; the default of `keep_connected`.
 
-    Final are `InvalidURL`, the HTTP statuses from 400 to 499 but 408, 425 and 429, and the close codes 1002, 1003,
-    1007, 1008 and 1010, whichever side found the fault. All else may be over the next time: a network, a server or a
-    name that is not there, a timeout, a status of a proxy, and a certificate too, which is renewed one day.
+    Final are `InvalidURL`, the HTTP statuses from 400 to 499 but 408, 425 and 429, of the server or of a proxy, and the
+    close codes 1002, 1003, 1007, 1008 and 1010, whichever side found the fault. All else may be over the next time: a
+    network, a server or a name that is not there, a timeout, a server error, and a certificate too, which is renewed
+    one day.
 
     Args:
       error: what `connect` has raised, or the `ConnectionClosed` of a connection that has ended.
     """
-    if isinstance(error, Rejected):
-        return 400 <= error.status < 500 and error.status not in TEMPORARY_STATUSES
     if isinstance(error, ConnectionClosed):
         return error.info.code in FINAL_CODES
+    response = _response_of(error)
+    if response is not None:
+        return 400 <= response.status < 500 and response.status not in TEMPORARY_STATUSES
     return isinstance(error, InvalidURL)
+
+
+def _response_of(error: Exception) -> ServerResponse | None:
+    """The HTTP response of a server or a proxy that has refused."""
+    return error.response if isinstance(error, Rejected | ProxyError) else None
 
 
 async def keep_connected(
@@ -248,24 +257,27 @@ class _Link(Generic[T]):
         async with trio.open_nursery() as nursery:
             scope = trio.CancelScope()
             nursery.start_soon(_cancel_late, conn, scope, self._grace)
-            # Exceptions are caught in here, so that the nursery does not put a group around what the handler raises.
+            # Whatever it raises is caught in here, so that the nursery does not put a group around it.
             try:
                 with scope:
                     done = _Done(await self._handler(conn), conn.is_open)
             except BaseException as error:
                 own, rest = sort_out(conn.id, error)
-                if rest is not None:  # Cancelled and its like
-                    raise (rest if own is None else error) from None
-                failure = None if own is None else error
+                failure = rest if own is None else error
             nursery.cancel_scope.cancel()
-        if failure is not None:
+        if failure is None:
+            return done
+        try:
             raise failure
-        return done
+        finally:
+            del failure  # it refers to this frame, and so to itself
 
     def _delay_after(self, error: Exception) -> float:
         retry_after = None
-        if isinstance(error, Rejected):
-            retry_after = parse_retry_after(error.headers.get("Retry-After"), error.headers.get("Date"), time.time())
+        response = _response_of(error)
+        if response is not None:
+            headers = response.headers
+            retry_after = parse_retry_after(headers.get("Retry-After"), headers.get("Date"), time.time())
         restart = isinstance(error, ConnectionClosed) and error.info.code in RESTART_CODES
         return self._backoff.delay(self._failures, retry_after=retry_after, restart=restart, uniform=self._uniform)
 
