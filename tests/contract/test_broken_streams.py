@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ssl
 import struct
+from contextlib import suppress
 
 import pytest
 import trio
 import trio.testing
 
-from support.rawclient import RawClient, echo_app, open_raw, plain, upgrade
-from support.rawclient import serving as serving_tcp
+from support.rawclient import RawClient, echo_app, plain, upgrade
 from support.servers import Kind, Recorder, TapStream, break_off, end_stream, serving
 from trio_crowws import App, CloseInfo, Connection, ConnectionClosedError, ConnectionLost
 from trio_crowws._session.opening import Opening
@@ -252,22 +252,29 @@ async def test_a_stream_that_never_shakes_hands(autojump_clock: trio.testing.Moc
 # Defects
 
 
-async def test_an_internal_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ["tcp", "tls", "unix", "memory"])
+async def test_an_internal_error(kind: Kind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A defect of the framework that a peer brings out costs that connection alone, and is logged as what it is."""
     feed = Opening.feed
+    app = App()
+    recorder = Recorder(app)
 
     def fail_once(self: Opening, data: bytes) -> None:
         monkeypatch.setattr(Opening, "feed", feed)
         raise RuntimeError("a defect")
 
-    async with serving_tcp(echo_app()) as server:
+    async with serving(app, kind) as site:
         monkeypatch.setattr(Opening, "feed", fail_once)
-        async with open_raw(server) as unlucky, open_raw(server) as other:
-            await unlucky.send(upgrade())
-            with pytest.raises(trio.BrokenResourceError):
-                await unlucky.read_to_end()
-            await other.upgrade()
-            await other.assert_echoes()
+        unlucky = await site.open_stream()
+        async with unlucky:
+            await unlucky.send_all(upgrade("/"))
+            with suppress(trio.BrokenResourceError):
+                assert await unlucky.receive_some() == b""
+        async with site.connect() as peer:
+            await peer.send("hello")
+            assert await peer.receive() == "hello"
+            await peer.close()
+        await recorder.wait("close")
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.getMessage().startswith("internal error; the connection with ")
     assert "a defect" in str(record.exc_info)

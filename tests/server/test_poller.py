@@ -82,17 +82,17 @@ async def test_sockets_that_never_rest() -> None:
         nonlocal heard
         heard += 1
         assert heard < 100 * EXTRA_POLLS, "no other task had its turn"
-        if message == "lead":
-            for client, data in zip(clients, (b"lead", b"follow"), strict=False):
-                send_now(client, make_frame(1, data))
+        if heard % 2 == 0:  # both were read in this round, so both are ready in the next one
+            for client in clients:
+                send_now(client, make_frame(1, b"again"))
 
     async with serving(app) as server, open_raw(server) as first, open_raw(server) as second:
         await first.upgrade("/")
         await second.upgrade("/")
         await trio.testing.wait_all_tasks_blocked(0.001)
         clients += [first, second]
-        send_now(second, make_frame(1, b"follow"))
-        send_now(first, make_frame(1, b"lead"))
+        for client in clients:
+            send_now(client, make_frame(1, b"begin"))
         while heard < 6 * EXTRA_POLLS:
             await trio.lowlevel.checkpoint()
         clients.clear()
