@@ -89,7 +89,7 @@ class _Reloader:
     async def _serve_once(self, alive: int) -> None:
         """Start a child, and end it when there is news."""
         options: dict[str, Any] = {"pass_fds": (alive,)}
-        if sys.platform == "win32":  # pragma: no cover -- where no descriptor is inherited
+        if sys.platform == "win32":  # pragma: no cover - where no descriptor is inherited
             alive, options = -1, {}
         child = await trio.lowlevel.open_process([*self._command, f"--reloaded={alive}", "--", self._app], **options)
         try:

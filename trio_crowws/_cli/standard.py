@@ -20,7 +20,7 @@ from typing import final
 
 import trio
 
-if sys.platform != "win32":  # pragma: no branch -- see the top of the file
+if sys.platform != "win32":  # pragma: no branch - see the top of the file
     import termios
 
 __all__ = ["InputError", "Lines", "Output"]
@@ -75,13 +75,13 @@ class Lines:
 
     def discard_typed(self) -> None:
         """Forget what was typed on a terminal and not taken: half a message must not become a command of the shell."""
-        if self._descriptor is not None and sys.platform != "win32":  # pragma: no branch -- see the top of the file
+        if self._descriptor is not None and sys.platform != "win32":  # pragma: no branch - see the top of the file
             with suppress(termios.error):  # a terminal that is gone
                 termios.tcflush(self._descriptor, termios.TCIFLUSH)
 
     async def _read(self) -> None:
         assert self._descriptor is not None  # or it has ended
-        if sys.platform == "win32":  # pragma: no cover -- see the top of the file
+        if sys.platform == "win32":  # pragma: no cover - see the top of the file
             data = await trio.to_thread.run_sync(os.read, self._descriptor, READ_SIZE, abandon_on_cancel=True)
         else:
             await self._ready.wait()
