@@ -174,7 +174,6 @@ CLIENT_OPTIONS = (
     "control_rate",
     "receive_buffer",
     "subprotocols",
-    "compression",
     "max_header_bytes",
     "max_headers",
     "ping_interval",

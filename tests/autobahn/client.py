@@ -21,7 +21,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a script is told of its own folder only
 
-from trio_crowws import Connection, ConnectionClosed, CrowWSError, Deflate, connect
+from trio_crowws import Connection, ConnectionClosed, CrowWSError, connect
 
 __all__ = ["OPTIONS", "count_cases", "run_case", "run_cases", "update_reports"]
 
@@ -30,10 +30,6 @@ OPTIONS: dict[str, Any] = {
     "max_fragments": None,  # and of 65,536 fragments
     "control_rate": None,
     "heartbeat": None,
-    # In sections 12 and 13 all is compressed that can be, and the server may ask for any setting.
-    "compression": Deflate(
-        threshold=0, server_max_window_bits=15, client_max_window_bits=15, server_no_context_takeover=False
-    ),
     "open_timeout": 30,
     "close_timeout": 10,
     "send_timeout": 60,

@@ -18,8 +18,7 @@ __all__ = ["client_of", "end_of", "nothing_left", "open_files", "tasks"]
 
 
 def client_of(site: Site, path: str = "/", **options: Any) -> AbstractAsyncContextManager[Connection]:
-    """Connect to `site` over its kind of transport; compressed, if that is what the site does."""
-    options.setdefault("compression", site.compression)
+    """Connect to `site` over its kind of transport."""
     if site.kind == "memory":
         return connect_stream(site.listener.connect(), f"ws://testserver{path}", **options)
     if site.kind == "unix":

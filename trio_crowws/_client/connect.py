@@ -9,7 +9,6 @@ from typing import Any
 
 import trio
 
-from .._deflate import Deflate
 from .._options import Options, check_seconds
 from .._protocol.handshake import check_headers
 from .._protocol.url import parse_proxy, parse_url
@@ -32,7 +31,6 @@ def connect(
     headers: HeadersLike = (),
     origin: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
-    compression: Deflate | None = None,
     proxy: str | None = None,
     follow_redirects: bool | int = False,
     open_timeout: float = 10,
@@ -51,7 +49,6 @@ def connect(
       headers: more headers for the request, as `Authorization` or `Cookie`; also `Host` in place of the URL's.
       origin: the `Origin` header, which only browsers have to send.
       ssl_context: for `wss:`; by default, the server's certificate must be one that the system trusts.
-      compression: `Deflate()` to offer compression of messages (RFC 7692); `conn.compression` says what came of it.
       proxy: `http://[user:password@]host[:port]` of a proxy to go through. No environment variable is looked at.
       follow_redirects: how many redirects to follow, or `True` for 5; never one from `wss:` to `ws:`. To another origin
         the `headers` do not go along.
@@ -73,7 +70,7 @@ def connect(
     Cancellation: while connecting, nothing is left behind. In the block, the server is told 1001, within a second.
     """
     redirects = _check_redirects(follow_redirects)
-    plan = _plan(url, subprotocols, headers, origin, compression, open_timeout, heartbeat, options)
+    plan = _plan(url, subprotocols, headers, origin, open_timeout, heartbeat, options)
     if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
         raise TypeError(f"option ssl_context must be an ssl.SSLContext, not {type(ssl_context).__name__}")
     if ssl_context is not None and not plan.target.secure and not redirects:
@@ -91,7 +88,6 @@ def connect_stream(
     subprotocols: Sequence[str] = (),
     headers: HeadersLike = (),
     origin: str | None = None,
-    compression: Deflate | None = None,
     open_timeout: float = 10,
     heartbeat: float | None = _UNSET,
     **options: Any,
@@ -106,7 +102,6 @@ def connect_stream(
       subprotocols: as for `connect`.
       headers: as for `connect`.
       origin: as for `connect`.
-      compression: as for `connect`.
       open_timeout: as for `connect`.
       heartbeat: as for `connect`.
       options: as for `connect`.
@@ -118,7 +113,7 @@ def connect_stream(
     """
     if not isinstance(stream, trio.abc.Stream):
         raise TypeError(f"stream must be a trio.abc.Stream, not {type(stream).__name__}")
-    plan = _plan(url, subprotocols, headers, origin, compression, open_timeout, heartbeat, options)
+    plan = _plan(url, subprotocols, headers, origin, open_timeout, heartbeat, options)
     return Connecting(plan._replace(stream=stream))
 
 
@@ -127,7 +122,6 @@ def _plan(
     subprotocols: Sequence[str],
     headers: HeadersLike,
     origin: str | None,
-    compression: Deflate | None,
     open_timeout: float,
     heartbeat: float | None,
     options: dict[str, Any],
@@ -140,7 +134,7 @@ def _plan(
             if name in options:
                 raise TypeError(f"heartbeat sets {name}; give one of the two")
             options[name] = heartbeat
-    checked = Options.for_client(_OWN, {"subprotocols": subprotocols, "compression": compression, **options})
+    checked = Options.for_client(_OWN, {"subprotocols": subprotocols, **options})
     given = check_headers(headers, owned=True)
     names = [name.lower() for name, _ in given]
     if names.count("host") > 1:
@@ -152,7 +146,7 @@ def _plan(
     return Plan(target, checked, given, origin, open_timeout)
 
 
-_OWN = ("headers", "origin", "ssl_context", "proxy", "follow_redirects", "open_timeout", "heartbeat")
+_OWN = ("subprotocols", "headers", "origin", "ssl_context", "proxy", "follow_redirects", "open_timeout", "heartbeat")
 
 
 def _check_redirects(value: bool | int) -> int:

@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, final
 
 import trio
 
-from .._protocol.answer import AnswerReader, ServerResponse, UpgradeRequest, check_accepted, check_compression
-from .._protocol.compressing import Compressor, Packer
-from .._protocol.deflate import Inflater
+from .._protocol.answer import AnswerReader, ServerResponse, UpgradeRequest, check_accepted
 from .._protocol.framing import FrameReader
 from .._protocol.request import Request
 from .._protocol.url import Proxy, Target, redirected
@@ -135,13 +133,7 @@ class Connecting:
         plan = self._plan
         target, headers, left = plan.target, plan.headers, plan.max_redirects
         while True:
-            request = UpgradeRequest(
-                target.resource,
-                target.authority,
-                plan.options.subprotocols,
-                _all(plan, headers),
-                plan.options.compression,
-            )
+            request = UpgradeRequest(target.resource, target.authority, plan.options.subprotocols, _all(plan, headers))
             response = await self._ask(target, request)
             if response.status == 101:
                 return self._accept(target, request, response)
@@ -203,7 +195,6 @@ class Connecting:
         assert opening is not None
         assert shared is not None
         subprotocol = check_accepted(request, response)
-        agreement = check_compression(request, response)
         transport, timers = opening.transport, shared.engine.timers
         assert transport is not None
         if transport.closed:
@@ -214,7 +205,6 @@ class Connecting:
             control_rate=options.control_rate,
             clock=timers.clock,
             client=True,
-            inflater=None if agreement is None else Inflater(agreement, options.max_payload, client=True),
         )
         described = Request(
             "GET",
@@ -226,9 +216,6 @@ class Connecting:
         )
         described.compact()
         conn, self._nursery = _make_connection(described, options, transport, shared, reader, self.callbacks)
-        if agreement is not None and options.compression is not None:
-            packer = Packer(Compressor(agreement.setting), options.compression.threshold)
-            conn._compress_with(packer, agreement.header)
         conn.response = response
         conn.subprotocol = subprotocol
         transport.receiver = conn

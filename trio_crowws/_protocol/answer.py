@@ -21,20 +21,10 @@ from typing import Final
 import h11
 from wsproto.utilities import generate_accept_token
 
-from .._deflate import Deflate
-from ..errors import HandshakeError, InvalidHandshake
-from .deflate_offer import Agreement, check_answer, make_offer
+from ..errors import InvalidHandshake
 from .request import Headers, split_list
 
-__all__ = [
-    "MAX_BODY",
-    "AnswerReader",
-    "ServerResponse",
-    "UpgradeRequest",
-    "check_accepted",
-    "check_compression",
-    "shown",
-]
+__all__ = ["MAX_BODY", "AnswerReader", "ServerResponse", "UpgradeRequest", "check_accepted", "shown"]
 
 MAX_BODY: Final = 64 * 1024
 """Bytes that are kept of the body of an answer that is not a 101."""
@@ -68,24 +58,15 @@ class UpgradeRequest:
       host: the value of `Host`, unless `headers` has one.
       subprotocols: those to offer, in order of preference.
       headers: more headers, as `check_headers` returned them.
-      compression: what to offer; `None` for nothing.
 
     Attributes:
       target: path and query.
       headers: all header lines.
       subprotocols: those that are offered.
-      compression: what is offered, or `None`.
       accept: what the server has to answer to the key.
     """
 
-    def __init__(
-        self,
-        target: str,
-        host: str,
-        subprotocols: Sequence[str],
-        headers: Sequence[tuple[str, str]],
-        compression: Deflate | None = None,
-    ) -> None:
+    def __init__(self, target: str, host: str, subprotocols: Sequence[str], headers: Sequence[tuple[str, str]]) -> None:
         key = base64.b64encode(os.urandom(16))
         given = {name.lower() for name, _ in headers}
         lines = [] if "host" in given else [("Host", host)]
@@ -97,13 +78,10 @@ class UpgradeRequest:
         ]
         if subprotocols:
             lines.append(("Sec-WebSocket-Protocol", ", ".join(subprotocols)))
-        if compression is not None:
-            lines.append(("Sec-WebSocket-Extensions", make_offer(compression)))
         if "user-agent" not in given:
             lines.append(("User-Agent", "trio_crowws"))
         self.target = target
         self.subprotocols = tuple(subprotocols)
-        self.compression = compression
         self.accept = generate_accept_token(key).decode("ascii")
         self._lines = [*lines, *headers]
         self.headers = Headers(self._lines)
@@ -238,7 +216,7 @@ class AnswerReader:
 
 
 def check_accepted(request: UpgradeRequest, response: ServerResponse) -> str | None:
-    """Check a 101 (RFC 6455 section 4.1, the second list), except for its extensions.
+    """Check a 101 (RFC 6455 section 4.1, the second list).
 
     Returns:
       The subprotocol that the server has chosen, or `None`.
@@ -253,32 +231,14 @@ def check_accepted(request: UpgradeRequest, response: ServerResponse) -> str | N
         raise _wrong(headers, "Connection")
     if list(headers.get_all("sec-websocket-accept")) != [request.accept]:
         raise _wrong(headers, "Sec-WebSocket-Accept")
+    if split_list(headers.get_all("sec-websocket-extensions")):
+        raise _wrong(headers, "Sec-WebSocket-Extensions", " which was not offered")
     chosen = list(headers.get_all("sec-websocket-protocol"))
     if not chosen:
         return None
     if len(chosen) > 1 or chosen[0] not in request.subprotocols:
         raise _wrong(headers, "Sec-WebSocket-Protocol", " which was not offered")
     return chosen[0]
-
-
-def check_compression(request: UpgradeRequest, response: ServerResponse) -> Agreement | None:
-    """Check the extensions of a 101 (RFC 6455 section 4.1, RFC 7692 section 5.1).
-
-    Returns:
-      What is agreed on about compression; `None` if there will be none.
-
-    Raises:
-      InvalidHandshake: the server has accepted what was not offered.
-    """
-    answers = response.headers.get_all("sec-websocket-extensions")
-    if request.compression is None:
-        if split_list(answers):
-            raise _wrong(response.headers, "Sec-WebSocket-Extensions", " which was not offered")
-        return None
-    try:
-        return check_answer(answers, request.compression)
-    except HandshakeError as error:
-        raise _wrong(response.headers, "Sec-WebSocket-Extensions", f", because {error}") from error
 
 
 def _wrong(headers: Headers, name: str, why: str = "") -> InvalidHandshake:
