@@ -185,6 +185,8 @@ class Admission:
         opening, request = upgrade.opening, upgrade.request
         try:
             outcome = await self._decider.decide(opening, request, upgrade.callbacks.accept)
+            if opening.answered:  # the peer has gone meanwhile, and nothing more would be heard of its transport
+                return None
             if not isinstance(outcome, Reject):
                 connection_id = f"c{next(_connection_numbers)}"
                 return open_connection(

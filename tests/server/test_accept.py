@@ -604,3 +604,28 @@ async def test_pages_take_no_places() -> None:
         await assert_serves(server)
         answer.set()
         assert (await reader.refused()).body == b"done"
+
+
+async def test_a_peer_that_is_lost_while_it_is_decided_on() -> None:
+    """Nothing is opened for a peer whose transport has broken before `on_accept` has let it in."""
+    asked, decided = trio.Event(), trio.Event()
+    ends: list[object] = []
+
+    async def decide(request: Request) -> None:
+        if not asked.is_set():
+            asked.set()
+            await decided.wait()
+
+    app = deciding(decide)
+    app.routes[0].on_close(lambda conn, info: ends.append(info))
+    async with serving(app) as server:
+        async with open_raw(server) as client:
+            await client.send(upgrade())
+            await asked.wait()
+            [transport] = server._engine.transports
+            transport._fail(ConnectionResetError())
+            decided.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert server._admission.tasks == 0
+        await assert_serves(server)
+    assert len(ends) == 1

@@ -122,8 +122,6 @@ class Engine:
     async def _run_stream(self, transport: StreamTransport) -> None:
         try:
             await transport.run()
-        except Exception as error:  # a stream of the application's own that breaks Trio's rules ends alone
-            transport.report(error)
         finally:
             self._streams.discard(transport)
             self.turns.note_release()
