@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import runpy
@@ -384,7 +385,9 @@ def test_wrong_arguments(
 
 
 def test_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m trio_crowws` is the same."""
+    """`python -m trio_crowws` is the same, and importing it runs nothing."""
+    importlib.import_module("trio_crowws.__main__")
+    monkeypatch.delitem(sys.modules, "trio_crowws.__main__")
     monkeypatch.setattr(sys, "argv", ["trio-crowws", "--version"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("trio_crowws", run_name="__main__")

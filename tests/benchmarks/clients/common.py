@@ -15,20 +15,18 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import trio
 
 __all__ = ["Echoes", "Settings", "run"]
 
 
-class Echoes(Protocol):
-    """A connection of any client."""
+class Echoes(NamedTuple):
+    """What is used of a connection."""
 
-    @property
-    def send(self) -> Callable[[str | bytes], Awaitable[None]]: ...
-    @property
-    def receive(self) -> Callable[[], Awaitable[str | bytes]]: ...
+    send: Callable[[str | bytes], Awaitable[None]]
+    receive: Callable[[], Awaitable[str | bytes]]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from .common import Echoes, Settings, run
 
@@ -14,8 +15,10 @@ if "--without-numpy" in sys.argv:
 from trio_crowws import connect
 
 
-def open_connection(settings: Settings) -> AbstractAsyncContextManager[Echoes]:
-    return connect(settings.url)
+@asynccontextmanager
+async def open_connection(settings: Settings) -> AsyncGenerator[Echoes]:
+    async with connect(settings.url) as connection:
+        yield Echoes(connection.send, connection.receive)
 
 
 if __name__ == "__main__":
