@@ -88,7 +88,12 @@ class Connecting:
             raise RuntimeError("the result of connect can be used for one connection only; call connect again")
         self._used = True
         plan = self._plan
-        self._shared = SharedEngine.enter()
+        try:
+            self._shared = SharedEngine.enter()
+        except OSError as error:
+            if plan.stream is not None:
+                await trio.aclose_forcefully(plan.stream)
+            raise ConnectFailed(f"the system has no descriptor left: {error}") from error
         try:
             with trio.CancelScope(deadline=trio.current_time() + plan.open_timeout):
                 await self._shared.engine.wait_running()
