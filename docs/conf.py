@@ -72,6 +72,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.Sequence"),  # the same headers; App.routes, App.serve_listeners
     ("py:class", "contextlib.AbstractAsyncContextManager"),  # connect, connect_stream
     ("py:class", "os.PathLike"),  # unix= of App.serve and App.run
+    ("py:class", "random.Random"),  # rng= of keep_connected
     ("py:class", "ssl.SSLContext"),  # ssl_context= of App.serve, App.run and connect
     ("py:class", "trio.CancelScope"),  # Connection.cancel_scope, Server.route_scope
     ("py:class", "trio.TaskStatus"),  # App.serve, App.serve_listeners
@@ -85,6 +86,8 @@ nitpick_ignore = [
     # Names that exist for type checkers only, so there is nothing to link to.
     ("py:class", "Address"),  # (host, port), the path of a Unix socket, or None
     ("py:class", "SlowPolicy"),  # the three values of the option on_slow
+    ("py:class", "AbstractAsyncContextManager"),  # what connect returns, and connect= of keep_connected takes
+    ("py:class", "T"),  # keep_connected returns what the handler returns
     ("py:class", "trio_crowws._site.F"),  # a decorator returns the function that it was given
     ("py:class", "trio_crowws._route.F"),
     # The protocol that lets a connection name the result of publish; documented as PublishResult.
@@ -104,6 +107,8 @@ _NOT_MADE_BY_USERS = frozenset(
         "CloseInfo",
         "Connection",
         "Headers",
+        "LinkPhase",
+        "LinkState",
         "Options",
         "Peer",
         "PublishResult",

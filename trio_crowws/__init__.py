@@ -6,8 +6,11 @@ Everything that an application needs is here; `trio_crowws.testing` has what its
 from __future__ import annotations
 
 from ._app import App
+from ._client.backoff import Backoff
 from ._client.connect import connect, connect_stream
+from ._client.supervisor import LinkPhase, LinkState, is_final, keep_connected
 from ._closeinfo import CloseCode, CloseFrame, CloseInfo
+from ._deflate import Deflate
 from ._options import Options
 from ._protocol.answer import ServerResponse
 from ._protocol.request import Headers, Query, Request
@@ -46,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Accept",
     "App",
+    "Backoff",
     "CloseCode",
     "CloseFrame",
     "CloseInfo",
@@ -57,6 +61,7 @@ __all__ = [
     "ConnectionClosedOK",
     "ConnectionLost",
     "CrowWSError",
+    "Deflate",
     "Handler",
     "HandlerError",
     "HandshakeError",
@@ -66,6 +71,8 @@ __all__ = [
     "InvalidHandshake",
     "InvalidURL",
     "InvalidUTF8",
+    "LinkPhase",
+    "LinkState",
     "Options",
     "PayloadTooBig",
     "ProtocolError",
@@ -85,4 +92,6 @@ __all__ = [
     "Stats",
     "connect",
     "connect_stream",
+    "is_final",
+    "keep_connected",
 ]

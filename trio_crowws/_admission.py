@@ -144,10 +144,7 @@ class Admission:
         self._site._occupied += 1
 
     def _start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
-        try:
-            nursery.start_soon(function, *args)
-        except RuntimeError:  # the nursery has closed in this very moment
-            raise SHUTTING_DOWN from None
+        nursery.start_soon(function, *args)
         self.tasks += 1
 
     def _task_ended(self) -> None:
@@ -190,7 +187,9 @@ class Admission:
             outcome = await self._decider.decide(opening, request, upgrade.callbacks.accept)
             if not isinstance(outcome, Reject):
                 connection_id = f"c{next(_connection_numbers)}"
-                return open_connection(connection_id, upgrade, outcome, self._engine.timers, self._site._registry)
+                return open_connection(
+                    connection_id, upgrade, outcome, self._engine.timers, self._site._registry, self._site._packers
+                )
             opening.respond(outcome)
             logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
         except Undecided as undecided:

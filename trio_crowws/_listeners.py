@@ -51,6 +51,7 @@ class ListeningSocket:
     def __str__(self) -> str:
         return self.address if isinstance(self.address, str) else format_address(self.address)
 
+    @trio.lowlevel.enable_ki_protection
     async def accept_forever(self, take: Callable[[socket.socket, Address, Address], None]) -> None:
         """Call `take(sock, local, remote)` for every peer, until cancelled; then the socket is closed."""
         exhausted = False

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast
 
+from ._deflate import Deflate
+
 if TYPE_CHECKING:
     from ._protocol.request import Request
 
@@ -124,6 +126,11 @@ def _accepts_bool(value: object) -> bool:
 
 _BOOL = _Check("True or False", _accepts_bool, (bool,))
 
+
+def _accepts_compression(value: object) -> bool:
+    return value is None or isinstance(value, Deflate)
+
+
 _CHECKS: Mapping[str, _Check] = {
     "max_payload": _int(1, optional=True),
     "max_fragments": _int(1, optional=True),
@@ -141,6 +148,7 @@ _CHECKS: Mapping[str, _Check] = {
     "subprotocols": _Check(
         "'first', or a sequence of distinct tokens (RFC 6455 section 4.1)", _accepts_subprotocols, (Sequence,)
     ),
+    "compression": _Check("Deflate(...) or None", _accepts_compression, (Deflate, type(None))),
     "ping_interval": _seconds(optional=True),
     "ping_timeout": _seconds(optional=True),
     "handshake_timeout": _seconds(),
@@ -205,6 +213,8 @@ class Options:
     which a host may begin with the label `*.`, or a function of the request. A request without `Origin` passes."""
     subprotocols: str | Sequence[str] = ()
     """Names in the server's order of preference, or `"first"` for the first one that the client offers."""
+    compression: Deflate | None = None
+    """`Deflate()` to compress messages with peers that can do that as well. `None`: never."""
     max_header_bytes: int = 16 * KIB
     """The largest request head; 431 beyond. For the application, not for a route."""
     max_headers: int = 100

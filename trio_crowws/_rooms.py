@@ -1,7 +1,8 @@
 """Rooms: names that connections join, and publishing to all members of one.
 
 Everything here is synchronous, so nothing can happen between looking at the members and sending to them: no copy, no
-lock. A frame is encoded once and shared by reference. Publishing only queues; it never waits and never calls the
+lock. A frame is encoded once, compressed once for each setting that members have agreed on (where no context is kept;
+see `_protocol/compressing.py`), and shared by reference. Publishing only queues; it never waits and never calls the
 application.
 """
 
@@ -15,6 +16,7 @@ from ._protocol.encoding import encode_message
 from ._session.sending import Offered
 
 if TYPE_CHECKING:
+    from ._protocol.compressing import Compressor
     from ._session.connection import Connection
 
 __all__ = ["PublishResult", "Room", "Rooms"]
@@ -42,14 +44,19 @@ def deliver(
     data: str | bytes | bytearray | memoryview,
     room: str | None = None,
     exclude: frozenset[Connection] = frozenset(),
+    compress: bool | None = None,
 ) -> PublishResult:
     """Encode `data` once and offer it to every one of `members` that is not in `exclude`."""
     frame = encode_message(data)
+    packed: dict[Compressor, bytes] = {}
     sent = dropped = closed = 0
     for conn in members:
-        if conn in exclude:
+        if exclude and conn in exclude:
             continue
-        offered = conn._offer(frame, room)
+        if conn._packer is None:
+            offered = conn._offer(frame, room)
+        else:
+            offered = conn._offer_packed(frame, room, compress, packed)
         if offered is _SENT:
             sent += 1
         elif offered is _DROPPED:
@@ -113,12 +120,16 @@ class Rooms:
         return frozenset(self._members)
 
     def publish(
-        self, room: str, data: str | bytes | bytearray | memoryview, exclude: Iterable[Connection] = ()
+        self,
+        room: str,
+        data: str | bytes | bytearray | memoryview,
+        exclude: Iterable[Connection] = (),
+        compress: bool | None = None,
     ) -> PublishResult:
         """Send `data` to the members of `room`."""
         if not isinstance(room, str):
             raise TypeError(f"the name of a room must be a str, not {type(room).__name__}")
-        return deliver(self._members.get(room, ()), data, room, frozenset(exclude))
+        return deliver(self._members.get(room, ()), data, room, frozenset(exclude), compress)
 
 
 @final
@@ -149,7 +160,11 @@ class Room:
         return self._rooms.members(self.name)
 
     def publish(
-        self, data: str | bytes | bytearray | memoryview, *, exclude: Iterable[Connection] = ()
+        self,
+        data: str | bytes | bytearray | memoryview,
+        *,
+        exclude: Iterable[Connection] = (),
+        compress: bool | None = None,
     ) -> PublishResult:
         """Send `data` to all members that are not in `exclude`; never waits. See `App.publish`."""
-        return self._rooms.publish(self.name, data, exclude)
+        return self._rooms.publish(self.name, data, exclude, compress)

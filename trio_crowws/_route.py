@@ -173,9 +173,9 @@ class Route:
         """Decorator; see `onclose`."""
         return self._set("on_close", function)
 
-    def broadcast(self, data: str | bytes | bytearray | memoryview) -> PublishResult:
+    def broadcast(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> PublishResult:
         """Send `data` to every connection of this route; never waits. See `App.publish`."""
-        return deliver(self._connections, data)
+        return deliver(self._connections, data, compress=compress)
 
     # For the server
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 __all__ = ["run_until_signal"]
 
 
-def run_until_signal(serve: Callable[..., Awaitable[None]], on_listening: Callable[[Server], object] | None) -> None:
+def run_until_signal(
+    serve: Callable[..., Awaitable[None]],
+    on_listening: Callable[[Server], object] | None,
+    signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+) -> None:
     """Run `serve`, which can be started in a nursery, in a Trio loop of its own; see `App.run`."""
 
     async def main() -> None:
         # The signals are caught before anything listens, so that none is lost in between.
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*signals) as received:
             try:
                 async with trio.open_nursery() as nursery:
                     server: Server = await nursery.start(serve)
-                    nursery.start_soon(_obey, signals, server, nursery.cancel_scope)
+                    nursery.start_soon(_obey, received, server, nursery.cancel_scope)
                     if on_listening is not None:
                         on_listening(server)
                     await server.wait_closed()

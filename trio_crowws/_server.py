@@ -155,8 +155,8 @@ class Server:
             conn.abort()
         for transport in self._engine.transports:
             transport.abort()
-        if self._admission.nursery is not None:
-            self._admission.nursery.cancel_scope.cancel()
+        assert self._admission.nursery is not None  # there was one before anybody was given the server
+        self._admission.nursery.cancel_scope.cancel()
 
     # The ways to serve
 
@@ -311,6 +311,7 @@ class Server:
             opening.transport = self._engine.add_socket(
                 sock, opening, local, remote, self._ssl_context, opening.deadline
             )
+            opening.transport.start()
         except OSError:  # the system cannot watch one more socket
             opening.hand_over()
             raise

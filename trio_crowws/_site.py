@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._options import Options
+from ._protocol.compressing import Packers
 from ._rooms import Room, Rooms, deliver
 from ._route import HTTPRoute, Route, Router
 from ._session.accepting import Response
@@ -34,6 +35,7 @@ class Site:
         self._middlewares: list[Callback] = []
         self._connections: set[Connection] = set()
         self._registry = Rooms()
+        self._packers = Packers()
         self._tally = Tally()
         self._occupied = 0  # connections that are open or being decided about, for max_connections
 
@@ -114,9 +116,14 @@ class Site:
         return self._registry.names()
 
     def publish(
-        self, room: str, data: str | bytes | bytearray | memoryview, *, exclude: Iterable[Connection] = ()
+        self,
+        room: str,
+        data: str | bytes | bytearray | memoryview,
+        *,
+        exclude: Iterable[Connection] = (),
+        compress: bool | None = None,
     ) -> PublishResult:
-        """Send `data` to every member of `room`, encoded once.
+        """Send `data` to every member of `room`, encoded once, and compressed at most once for each way to do it.
 
         Never waits and never calls your code: what a subscriber that does not read has queued beyond `send_limit` is
         treated as its route's `on_slow` says.
@@ -125,6 +132,7 @@ class Site:
           room: the room's name.
           data: `str` for a text message, bytes-like for a binary one.
           exclude: connections that do not get it.
+          compress: as for `Connection.send`.
 
         Returns:
           How many got it, lost it, or were closed.
@@ -132,11 +140,11 @@ class Site:
         Raises:
           TypeError: the data or the name is of another type; nothing was sent.
         """
-        return self._registry.publish(room, data, exclude)
+        return self._registry.publish(room, data, exclude, compress)
 
-    def broadcast(self, data: str | bytes | bytearray | memoryview) -> PublishResult:
+    def broadcast(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> PublishResult:
         """Send `data` to every open connection; see `publish`."""
-        return deliver(self._connections, data)
+        return deliver(self._connections, data, compress=compress)
 
     def stats(self) -> Stats:
         """Counters since the application was made."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
+from ._protocol.deflate import Inflater
+from ._protocol.deflate_offer import negotiate
 from ._protocol.framing import FrameReader
 from ._protocol.handshake import accept_response, choose_subprotocol
 from ._session.accepting import Accept, Reject, Response, as_response
@@ -20,6 +22,9 @@ from ._session.tasks import sort_out
 from .errors import HandlerError, HandshakeError
 
 if TYPE_CHECKING:
+    from ._options import Options
+    from ._protocol.compressing import Packers
+    from ._protocol.deflate_offer import Agreement
     from ._protocol.request import Request
     from ._route import HTTPRoute, Route
     from ._session.connection import RoomsLike
@@ -147,7 +152,7 @@ async def produce(decider: Decider, opening: Opening, request: Request, route: H
 
 
 def open_connection(
-    connection_id: str, upgrade: Upgrade, accepted: Accept, timers: Timers, rooms: RoomsLike
+    connection_id: str, upgrade: Upgrade, accepted: Accept, timers: Timers, rooms: RoomsLike, packers: Packers
 ) -> Connection:
     """Write the 101 and make the connection.
 
@@ -162,21 +167,33 @@ def open_connection(
     elif subprotocol not in request.subprotocols:
         logger.error("on_accept of %s chose the subprotocol %r, which was not offered", route.path, subprotocol)
         raise Undecided(HandshakeError(500, "internal server error"))
-    answer = accept_response(upgrade.accept, subprotocol=subprotocol, extensions=None, headers=accepted.headers)
+    agreement = _agree(request, options)
+    extensions = None if agreement is None else agreement.header
+    answer = accept_response(upgrade.accept, subprotocol=subprotocol, extensions=extensions, headers=accepted.headers)
     reader = FrameReader(
         max_payload=options.max_payload,
         max_fragments=options.max_fragments,
         control_rate=options.control_rate,
         allow_unmasked=options.allow_unmasked,
         clock=timers.clock,
+        inflater=None if agreement is None else Inflater(agreement, options.max_payload),
     )
     conn = Connection(
         connection_id, request, options, opening.transport, timers, reader, upgrade.callbacks, rooms, upgrade.nursery
     )
+    if agreement is not None and options.compression is not None:
+        conn._compress_with(packers.get(agreement.setting, options.compression.threshold), agreement.header)
     conn.subprotocol = subprotocol
     conn.userdata = accepted.userdata
     opening.hand_over()
     opening.transport.receiver = conn
+    opening.transport.eager = True  # nothing will follow that could go along with it
     opening.transport.write(answer)
-    opening.transport.flush()
     return conn
+
+
+def _agree(request: Request, options: Options) -> Agreement | None:
+    """What is agreed on about compression; `None` if this side or the peer does without."""
+    if options.compression is None:
+        return None
+    return negotiate(request.headers.get_all("sec-websocket-extensions"), options.compression)

@@ -21,6 +21,10 @@ from wsproto.utilities import generate_accept_token, generate_nonce
 
 from ._app import App
 from ._closeinfo import CloseFrame
+from ._deflate import Deflate
+from ._protocol.compressing import Compressor
+from ._protocol.deflate import Inflater
+from ._protocol.deflate_offer import Agreement, check_answer, make_offer
 from ._protocol.request import Headers
 from .errors import CrowWSError
 
@@ -133,19 +137,30 @@ class Peer:
       stream: the stream to the server.
       faults: the server's own end, to make it misbehave; only with `connect`.
       subprotocol: what the server has chosen, or `None`.
+      compression: what was agreed on about compression, as the 101 says it, or `None` if messages are not compressed.
       headers: the headers of the 101.
       auto_pong: answer pings while receiving; `True` at first.
       auto_close: answer the server's Close while receiving; `True` at first.
     """
 
-    def __init__(self, stream: trio.abc.Stream, headers: Headers, early: bytes, faults: FaultyStream | None) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        headers: Headers,
+        early: bytes,
+        faults: FaultyStream | None,
+        agreement: Agreement | None = None,
+    ) -> None:
         self.stream = stream
         self.faults = faults
         self.headers = headers
         self.subprotocol = headers.get("sec-websocket-protocol")
         self.auto_pong = True
         self.auto_close = True
-        self._ws = Connection(ConnectionType.CLIENT)
+        self.compression = None if agreement is None else agreement.header
+        self._inflater = None if agreement is None else Inflater(agreement, None, client=True)
+        self._compressor = None if agreement is None else Compressor(agreement.setting)
+        self._ws = Connection(ConnectionType.CLIENT, None if self._inflater is None else [self._inflater])
         self._early = early
         self._events: list[Event] = []
         self._pieces: list[str] | list[bytes] = []
@@ -153,7 +168,11 @@ class Peer:
         self._close: CloseFrame | None = None
 
     async def send(self, data: str | bytes) -> None:
-        """Send a message: `str` as text, `bytes` as binary."""
+        """Send a message: `str` as text, `bytes` as binary; compressed where that was agreed on."""
+        if self._compressor is not None:
+            opcode, payload = (1, data.encode()) if isinstance(data, str) else (2, data)
+            await self.send_frame(opcode, self._compressor.compress(payload), rsv=4)
+            return
         await self.stream.send_all(self._ws.send(TextMessage(data) if isinstance(data, str) else BytesMessage(data)))
 
     async def send_raw(self, data: bytes) -> None:
@@ -200,7 +219,15 @@ class Peer:
                 continue
             if self._ws.state is not ConnectionState.CLOSED:
                 self._ws.receive_data(data)
-                self._events.extend(self._ws.events())
+                self._events.extend(map(self._inflate, self._ws.events()))
+
+    def _inflate(self, event: Event) -> Event:
+        """Put what was inflated into the event that ends a compressed message."""
+        if self._inflater is not None and isinstance(event, TextMessage | BytesMessage) and event.message_finished:
+            message = self._inflater.take()
+            if message is not None:
+                return TextMessage(message) if isinstance(message, str) else BytesMessage(message)
+        return event
 
     async def _interpret(self, event: Event) -> str | bytes | Ping | Pong | CloseFrame | None:
         if isinstance(event, TextMessage | BytesMessage):
@@ -286,6 +313,7 @@ async def shake_hands(
     host: str = "testserver",
     headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     subprotocols: Sequence[str] = (),
+    compression: Deflate | None = None,
     faults: FaultyStream | None = None,
 ) -> Peer:
     """Do the client's part of the opening handshake over `stream`.
@@ -296,9 +324,11 @@ async def shake_hands(
       host: the `Host` header.
       headers: more headers, as `Cookie` or `Origin`.
       subprotocols: those that the client offers.
+      compression: what the client offers to compress with.
       faults: becomes `Peer.faults`.
 
     Raises:
+      HandshakeError: the server has agreed on compression in a way that was not offered.
       Refused: the server answered with something else than a 101.
       PeerClosed: the stream ended before the answer was complete.
     """
@@ -310,6 +340,7 @@ async def shake_hands(
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", nonce.decode("ascii")),
         *([("Sec-WebSocket-Protocol", ", ".join(subprotocols))] if subprotocols else ()),
+        *([("Sec-WebSocket-Extensions", make_offer(compression))] if compression is not None else ()),
         *(headers.items() if isinstance(headers, Mapping) else headers),
     ]
     http = h11.Connection(h11.CLIENT)
@@ -328,7 +359,9 @@ async def shake_hands(
             body += event.data
         raise Refused(answer.status_code, got, body)
     assert got.get("sec-websocket-accept") == generate_accept_token(nonce).decode("ascii"), "wrong Sec-WebSocket-Accept"
-    return Peer(stream, got, http.trailing_data[0], faults)
+    answers = got.get_all("sec-websocket-extensions")
+    agreement = None if compression is None else check_answer(answers, compression)
+    return Peer(stream, got, http.trailing_data[0], faults, agreement)
 
 
 async def _next_http_event(http: h11.Connection, stream: trio.abc.Stream) -> h11.Event:
@@ -344,10 +377,9 @@ async def _next_http_event(http: h11.Connection, stream: trio.abc.Stream) -> h11
             if not data and http.their_state is h11.SEND_RESPONSE:
                 raise PeerClosed(None)
             http.receive_data(data)
-        elif isinstance(event, h11.Event):
-            return event
         else:
-            raise PeerClosed(None)
+            assert isinstance(event, h11.Event), event  # nobody reads on behind an answer, so h11 never pauses
+            return event
 
 
 @asynccontextmanager
@@ -357,6 +389,7 @@ async def connect(
     *,
     headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     subprotocols: Sequence[str] = (),
+    compression: Deflate | None = None,
     streams: Callable[
         [], tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
     ] = trio.testing.memory_stream_pair,
@@ -372,6 +405,7 @@ async def connect(
       path: path and query.
       headers: more headers, as `Cookie` or `Origin`.
       subprotocols: those that the client offers.
+      compression: what the client offers to compress with; if the application agrees, all that it sends is compressed.
       streams: makes the two ends; `trio.testing.lockstep_stream_pair` makes a sender wait for its reader.
 
     Raises:
@@ -388,7 +422,9 @@ async def connect(
 
             nursery.start_soon(serve)
             try:
-                yield await shake_hands(near, path, headers=headers, subprotocols=subprotocols, faults=faults)
+                yield await shake_hands(
+                    near, path, headers=headers, subprotocols=subprotocols, compression=compression, faults=faults
+                )
             finally:
                 faults.flow()
                 await trio.aclose_forcefully(near)

@@ -10,7 +10,7 @@ import logging
 import ssl
 from typing import Any
 
-from trio_crowws import App, Connection, Handler, Server
+from trio_crowws import App, Connection, Deflate, Handler, Server
 
 PATHS = ("/", "/echo")
 
@@ -66,10 +66,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-fragments", type=int, default=1024, metavar="N")
     parser.add_argument("--ping-interval", type=float, default=20, metavar="SECONDS")
     parser.add_argument("--ping-timeout", type=float, default=20, metavar="SECONDS")
+    parser.add_argument("--compression", action="store_true", help="compress all messages where the client can")
+    parser.add_argument("--context-takeover", action="store_true", help="and refer to earlier ones, where it can")
     parser.add_argument("--certfile", metavar="FILE", help="serve TLS with this certificate")
     parser.add_argument("--keyfile", metavar="FILE")
     parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser.parse_args()
+
+
+def compression(arguments: argparse.Namespace) -> Deflate | None:
+    """Everything is compressed, however short, so that test suites see something of it."""
+    if not arguments.compression:
+        return None
+    return Deflate(threshold=0, server_no_context_takeover=not arguments.context_takeover)
 
 
 def main() -> None:
@@ -82,6 +91,7 @@ def main() -> None:
         max_fragments=arguments.max_fragments or None,
         ping_interval=arguments.ping_interval or None,
         ping_timeout=arguments.ping_timeout or None,
+        compression=compression(arguments),
         send_limit=max(1 << 20, 4 * arguments.max_payload) if arguments.max_payload else 1 << 28,
     )
     ssl_context = None

@@ -16,6 +16,11 @@ pytestmark = [pytest.mark.autobahn, pytest.mark.usefixtures("testsuite")]
 
 PROTOCOL = "1-7,10"
 WITH_SIZES = "1-7,9,10"
+# A thousand messages of up to 8 KiB make a case; those of up to 128 KiB take minutes, and are for `.ci/run`. The
+# eleventh case is the first in which the messages come in fragments.
+SMALL = (1, 3, 5, 7, 11)
+COMPRESSION = ",".join(f"12.{each}.{number}" for each in range(1, 6) for number in SMALL)
+NEGOTIATION = ",".join(f"13.{each}.{number}" for each in range(1, 8) for number in SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +32,8 @@ def testsuite() -> Path:
         missing(f"no Autobahn|Testsuite: {reason}")
 
 
-def assert_passes(patterns: str, style: str, out: Path, *, cpu: int | None = None) -> None:
-    result = run.fuzz(run.Plan(caselist.resolve(patterns), style, out, cpu))
+def assert_passes(patterns: str, style: str, out: Path, *more: str, cpu: int | None = None) -> None:
+    result = run.fuzz(run.Plan(caselist.resolve(patterns), style, out, cpu, server_args=more))
     summary = "\n".join((result.table(), *result.problems))
     print(summary)
     assert not result.problems, summary
@@ -48,6 +53,16 @@ def plan(directory: Path, body: str, cases: Sequence[str]) -> run.Plan:
 def test_every_case_passes_in_each_style(style: str, patterns: str, tmp_path: Path) -> None:
     """Every case is OK and closed OK, but the three that RFC 6455 leaves open."""
     assert_passes(patterns, style, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "style", "more"),
+    [(COMPRESSION, "async", ()), (NEGOTIATION, "sync", ("--context-takeover",))],
+    ids=["12", "13"],
+)
+def test_compression_passes(patterns: str, style: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    """Compressed messages, and everything that a client may offer, are OK and closed OK."""
+    assert_passes(patterns, style, tmp_path, "--compression", *more)
 
 
 def test_every_case_passes_on_one_processor(tmp_path: Path) -> None:

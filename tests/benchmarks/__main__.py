@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .fleet import HEARTBEAT, BenchmarkError, LoadGenerator, RunningServer, missing
 from .report import Result, Table, Verdict, as_json, format_table, judge, plot
-from .workloads import SERVERS, WORKLOADS, Subject, Workload
+from .workloads import CEILING, SERVERS, WORKLOADS, Subject, Workload
 
 DESCRIPTION = (__doc__ or "").partition("\n")[0]
 
@@ -62,7 +62,7 @@ class Benchmark:
             if module := missing(subject.server):
                 left_out[subject.name] = f"{module} is not installed"
         subjects = [subject for subject in chosen if subject.name not in left_out]
-        run = self._weigh_all if workload.connections else self._run_all
+        run = self._weigh_all if workload.connections else self._run_clients if workload.clients else self._run_all
         return Table(workload, run(workload, subjects), left_out)
 
     def _is_wanted(self, workload: Workload, subject: Subject) -> bool:
@@ -84,6 +84,17 @@ class Benchmark:
                     arguments = (*workload.load, *subject.arguments, f"--seconds={seconds}", "--warmup=0.2")
                     server = subject.server
                     runs[subject.name].append(self._load.run(arguments, server, running[server.name], tls=workload.tls))
+        return runs
+
+    def _run_clients(self, workload: Workload, subjects: list[Subject]) -> dict[str, list[Result]]:
+        """Clients take turns at one server, which has the processor that is the load generator's otherwise."""
+        runs: dict[str, list[Result]] = {subject.name: [] for subject in subjects}
+        load = self._load.swapped()
+        arguments = (*workload.load, f"--seconds={self.seconds * workload.seconds}", "--warmup=0.2")
+        with load.serving(CEILING) as running:
+            for _ in range(self.rounds):
+                for subject in subjects:
+                    runs[subject.name].append(load.run_client(arguments, subject.server, running))
         return runs
 
     def _weigh_all(self, workload: Workload, subjects: list[Subject]) -> dict[str, list[Result]]:

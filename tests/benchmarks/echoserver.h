@@ -3,6 +3,8 @@
  * /subscribe; with `raw` it echoes bytes without any handshake.
  */
 
+#include "accept.h"
+
 struct peer {
     struct wire wire;
     uint8_t *data;
@@ -75,9 +77,13 @@ static void welcome(int fd, int epoll, SSL_CTX *tls, bool raw) {
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (tls) shake_hands(&peer->wire, tls, true);
     if (!raw) {
-        const char *response = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                               "Sec-WebSocket-Accept: " ACCEPT "\r\n\r\n";
+        char accept[29], response[256];
         read_head(&peer->wire, head, sizeof head);
+        answer_key(head, accept);
+        snprintf(response, sizeof response,
+                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                 "Sec-WebSocket-Accept: %s\r\n\r\n",
+                 accept);
         peer->publisher = !strncmp(head, "GET /publish ", 13);
         peer->subscriber = !strncmp(head, "GET /subscribe ", 15);
         send_all(&peer->wire, (const uint8_t *)response, strlen(response));

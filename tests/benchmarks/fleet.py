@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .messages import write_messages
 from .workloads import ROOT, Server, Workload
 
 __all__ = ["BenchmarkError", "LoadGenerator", "RunningServer", "missing", "pick_processors"]
@@ -94,7 +95,7 @@ class LoadGenerator:
         """
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trio_crowws-benchmarks"
         folder.mkdir(parents=True, exist_ok=True)
-        source = b"".join((SOURCES / name).read_bytes() for name in ("wire.h", "echoserver.h", "loadgen.c"))
+        source = b"".join((SOURCES / name).read_bytes() for name in ("wire.h", "accept.h", "echoserver.h", "loadgen.c"))
         digest = hashlib.sha256(source).hexdigest()[:16]
         problem = ""
         for tls in (True, False):
@@ -113,18 +114,23 @@ class LoadGenerator:
         Raises:
           BenchmarkError: it failed, which includes an answer that is not what it must be.
         """
-        process = self._start(arguments, server, running, tls=tls)
-        try:
-            output, errors = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            raise BenchmarkError(f"{server.name}: the load generator did not end") from None
-        finally:
-            process.kill()
-            process.wait()
-        if not output:
-            raise BenchmarkError(f"{server.name}: {errors.strip()}")
-        result: dict[str, float] = json.loads(output.splitlines()[0])
-        return result
+        return _result_of(self._start(arguments, server, running, tls=tls), server)
+
+    def run_client(self, arguments: Sequence[str], client: Server, running: RunningServer) -> dict[str, float]:
+        """One run of a client against a running server; its result.
+
+        Raises:
+          BenchmarkError: it failed, which includes an answer that is not what it must be.
+        """
+        command = [*client.command, *arguments, f"--port={running.port}", f"--pid={running.pid}"]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        _pin(process.pid, self.own_processor)
+        return _result_of(process, client)
+
+    def swapped(self) -> LoadGenerator:
+        """The same with the two processors exchanged."""
+        return replace(self, server_processor=self.own_processor, own_processor=self.server_processor)
 
     def weigh(self, workload: Workload, server: Server, running: RunningServer) -> dict[str, float]:
         """Memory of one idle connection, after its first ping if the server has a heartbeat."""
@@ -149,7 +155,12 @@ class LoadGenerator:
     def _start(
         self, arguments: Sequence[str], server: Server, running: RunningServer, *, tls: bool
     ) -> subprocess.Popen[str]:
-        command = [str(self.program), *arguments, f"--port={running.port}", f"--pid={running.pid}"]
+        command = [
+            str(self.program),
+            *map(self._with_messages, arguments),
+            f"--port={running.port}",
+            f"--pid={running.pid}",
+        ]
         if server.raw:
             command.append("--raw")
         if tls:
@@ -158,6 +169,16 @@ class LoadGenerator:
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         _pin(process.pid, self.own_processor)
         return process
+
+    def _with_messages(self, argument: str) -> str:
+        """`--deflate=SIZE` as `--deflate=FILE`, with messages that were of this size before they were compressed."""
+        name, _, size = argument.partition("=")
+        if name != "--deflate":
+            return argument
+        path = self.program.with_name(f"messages-{size}")
+        if not path.exists():
+            write_messages(path, int(size))
+        return f"{name}={path}"
 
     @contextmanager
     def serving(self, server: Server, *more: str, tls: bool = False) -> Generator[RunningServer, None, None]:
@@ -179,6 +200,21 @@ class LoadGenerator:
             stack.callback(process.kill)
             _pin(process.pid, self.server_processor)
             yield RunningServer(_wait_for_port(server, process, Path(log.name)), process.pid)
+
+
+def _result_of(process: subprocess.Popen[str], server: Server) -> dict[str, float]:
+    """What a run has printed, when it has ended."""
+    try:
+        output, errors = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"{server.name}: the run did not end") from None
+    finally:
+        process.kill()
+        process.wait()
+    if not output:
+        raise BenchmarkError(f"{server.name}: {errors.strip()}")
+    result: dict[str, float] = json.loads(output.splitlines()[0])
+    return result
 
 
 def _wait_for_port(server: Server, process: subprocess.Popen[bytes], log: Path) -> int:

@@ -12,6 +12,10 @@
  * sending is one system call without any work, and checking is one memcmp. That, and reading the clock once for each
  * batch of events, is why this keeps ahead of what it measures.
  *
+ * With --deflate=FILE the messages are compressed, and the file holds sixteen of them, all of one size: none refers to
+ * another one, so they may be sent in any order and again and again. What comes back is then counted and not compared,
+ * because each server compresses in its own way.
+ *
  * That it does is checked in every run and not only claimed: the result holds the share of the time in which this
  * process had work (`client_cpu`). While that is clearly below 1, it was waiting for the server and not the other way
  * round. The trivial server stands in every table of echoes as the ceiling.
@@ -27,7 +31,7 @@ static struct {
     size_t size;
     double seconds, warmup;
     bool raw, binary, tls;
-    const char *path, *certificate;
+    const char *path, *certificate, *deflate;
 } option = {.connections = 1, .depth = 1, .size = 64, .seconds = 1, .warmup = 0.2, .path = "/"};
 
 struct connection {
@@ -36,6 +40,9 @@ struct connection {
     uint64_t answered;                /* whole messages that came back */
     uint64_t *sent_at;                /* of the messages in flight */
     bool floods, blocked;
+    uint64_t missing; /* with --deflate: bytes of a payload that have not come yet */
+    size_t headed;    /* and bytes of a header that have */
+    uint8_t head[4];
 };
 
 static SSL_CTX *tls;
@@ -95,7 +102,7 @@ static void print_result(uint64_t count) {
 
 static size_t put_header(uint8_t *frame, size_t size, bool masked) {
     size_t header = size < 126 ? 2 : size < 65536 ? 4 : 10;
-    frame[0] = option.binary ? 0x82 : 0x81;
+    frame[0] = option.deflate ? 0xc1 : option.binary ? 0x82 : 0x81;
     frame[1] = (uint8_t)((size < 126 ? size : size < 65536 ? 126 : 127) | (masked ? 0x80 : 0));
     for (size_t each = 2; each < header; each++) frame[each] = (uint8_t)(size >> 8 * (header - 1 - each));
     return header;
@@ -120,7 +127,26 @@ static void fill_payload(uint8_t *payload, size_t size, size_t number) {
     }
 }
 
+enum { COMPRESSED = 16 };
+
+/* The messages of --deflate, one behind the other. */
+static uint8_t *read_messages(void) {
+    FILE *file = fopen(option.deflate, "rb");
+    if (!file || fseek(file, 0, SEEK_END)) die("cannot read %s", option.deflate);
+    size_t size = (size_t)ftell(file);
+    uint8_t *messages = allocate(size);
+    rewind(file);
+    if (!size || size % COMPRESSED || fread(messages, 1, size, file) != size) die("%s is not whole", option.deflate);
+    fclose(file);
+    option.size = size / COMPRESSED;
+    offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+    offered = "permessage-deflate";
+    return messages;
+}
+
 static void build_rings(void) {
+    uint8_t *messages = option.deflate ? read_messages() : NULL;
+    if (messages && option.depth > COMPRESSED) die("--deflate has no more than %d messages", COMPRESSED);
     size_t size = option.size;
     ring_frames = (size_t)option.depth > 16 ? (size_t)option.depth : size > 1 << 16 ? (size_t)option.depth : 16;
     uint8_t *payload = allocate(size);
@@ -130,7 +156,8 @@ static void build_rings(void) {
     outgoing = allocate(2 * ring_frames * out_frame);
     expected = allocate(2 * ring_frames * out_frame);
     for (size_t each = 0; each < ring_frames; each++) {
-        fill_payload(payload, size, each);
+        if (messages) memcpy(payload, messages + each * size, size);
+        else fill_payload(payload, size, each);
         uint8_t *out = outgoing + each * out_frame, *in = expected + each * in_frame;
         uint32_t key = random_word();
         out += put_header(out, size, true);
@@ -204,6 +231,27 @@ static void check(struct connection *connection, size_t size) {
     }
 }
 
+/* Follow the frames that come back; each has to be a compressed text of less than 64 KiB. */
+static void count_frames(struct connection *connection, size_t size) {
+    for (const uint8_t *data = scratch; size;) {
+        if (connection->missing) {
+            uint64_t piece = connection->missing < size ? connection->missing : size;
+            connection->missing -= piece;
+            data += piece;
+            size -= piece;
+        } else {
+            uint8_t *head = connection->head;
+            head[connection->headed++] = *data++;
+            size--;
+            if (connection->headed < 2 || (head[1] == 126 && connection->headed < 4)) continue;
+            if (head[0] != 0xc1 || !head[1] || head[1] > 126) die("%02x %02x is not compressed text", head[0], head[1]);
+            connection->missing = head[1] < 126 ? head[1] : (uint64_t)head[2] << 8 | head[3];
+            connection->headed = 0;
+        }
+        if (!connection->missing && !connection->headed) connection->answered++;
+    }
+}
+
 /* Read what has come, check it, and return how many messages it completed; `now` is the time of this batch. */
 static uint64_t pull(struct connection *connection, uint64_t now, bool timed) {
     uint64_t before = connection->answered;
@@ -212,11 +260,12 @@ static uint64_t pull(struct connection *connection, uint64_t now, bool timed) {
         ssize_t taken = wire_read(&connection->wire, scratch, SCRATCH);
         if (!taken) die("the server closed a connection");
         if (taken < 0) break;
-        check(connection, (size_t)taken);
+        if (option.deflate) count_frames(connection, (size_t)taken);
+        else check(connection, (size_t)taken);
         budget -= (size_t)taken < budget ? (size_t)taken : budget;
         if (!connection->wire.ssl && (taken < SCRATCH || !budget)) break;
     }
-    connection->answered = connection->received / in_frame;
+    if (!option.deflate) connection->answered = connection->received / in_frame;
     if (timed)
         for (uint64_t each = before; each < connection->answered; each++)
             note_latency(now - connection->sent_at[each % (uint64_t)option.depth]);
@@ -412,6 +461,10 @@ static void run_idle(void) {
     uint64_t pings = 0;
     for (int each = 0; each < option.connections; each++) {
         open_connection(&connections[each], option.path);
+        if (option.deflate) { /* a connection that has never compressed anything has nothing to keep for that */
+            allow(&connections[each], 1, 0);
+            while (!connections[each].answered) pull(&connections[each], 0, false);
+        }
         watch(&connections[each], EPOLL_CTL_ADD);
     }
     printf("{\"open\": %d}\n", option.connections);
@@ -435,7 +488,7 @@ static void read_options(int count, char **arguments) {
         {"port", 1, 0, 'p'},    {"connections", 1, 0, 'c'}, {"depth", 1, 0, 'd'},  {"size", 1, 0, 's'},
         {"seconds", 1, 0, 't'}, {"warmup", 1, 0, 'w'},      {"flood", 1, 0, 'f'},  {"pid", 1, 0, 'i'},
         {"path", 1, 0, 'a'},    {"cert", 1, 0, 'e'},        {"raw", 0, 0, 'r'},    {"binary", 0, 0, 'b'},
-        {"tls", 0, 0, 'l'},     {0, 0, 0, 0},
+        {"tls", 0, 0, 'l'},     {"deflate", 1, 0, 'z'},     {0, 0, 0, 0},
     };
     for (int found; (found = getopt_long(count, arguments, "", names, NULL)) != -1;) {
         if (found == 'p') option.port = atoi(optarg);
@@ -448,6 +501,7 @@ static void read_options(int count, char **arguments) {
         else if (found == 'i') option.pid = atoi(optarg);
         else if (found == 'a') option.path = optarg;
         else if (found == 'e') option.certificate = optarg;
+        else if (found == 'z') option.deflate = optarg;
         else if (found == 'r') option.raw = true;
         else if (found == 'b') option.binary = true;
         else if (found == 'l') option.tls = true;

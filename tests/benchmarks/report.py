@@ -15,7 +15,17 @@ from typing import Any
 
 from .workloads import Target, Workload
 
-__all__ = ["Table", "Verdict", "as_json", "best", "format_table", "judge", "limited_by_load_generator", "plot"]
+__all__ = [
+    "Table",
+    "Verdict",
+    "as_json",
+    "best",
+    "format_table",
+    "judge",
+    "limited_by_load_generator",
+    "plot",
+    "pyplot",
+]
 
 Result = dict[str, float]
 
@@ -46,16 +56,20 @@ class Verdict:
     Attributes:
       value: the measured ratio; `None` if a row is missing.
       by_cpu_time: the same ratio from the servers' CPU time, which other programs on the machine disturb less.
+      lenient: one of the two ratios is enough.
     """
 
     target: Target
     value: float | None
     by_cpu_time: float | None
+    lenient: bool = False
 
     @property
     def missed(self) -> bool:
         """Whether it was measured and is out of bounds."""
-        return self.value is not None and not self.target.reached(self.value)
+        if self.value is None or self.target.reached(self.value):
+            return False
+        return not (self.lenient and self.by_cpu_time is not None and self.target.reached(self.by_cpu_time))
 
     @property
     def word(self) -> str:
@@ -72,7 +86,11 @@ def best(runs: Sequence[Result], metric: str) -> float:
 
 
 def judge(table: Table, *, loosen: float = 1) -> list[Verdict]:
-    """Compare what was measured with the targets, made easier by the factor `loosen`."""
+    """Compare what was measured with the targets, made easier by the factor `loosen`.
+
+    Targets that were made easier are for noticing a collapse, so there it is enough that CPU time reaches one: on a
+    machine that is busy with something else, rates say little.
+    """
     verdicts: list[Verdict] = []
     for target in table.workload.targets:
         value = _ratio(table, target, target.metric)
@@ -80,7 +98,7 @@ def judge(table: Table, *, loosen: float = 1) -> list[Verdict]:
         if target.metric == "rate" and target.other is not None:
             inverse = _ratio(table, target, "server_us")
             by_cpu_time = 1 / inverse if inverse else None
-        verdicts.append(Verdict(target.loosened(loosen), value, by_cpu_time))
+        verdicts.append(Verdict(target.loosened(loosen), value, by_cpu_time, lenient=loosen > 1))
     return verdicts
 
 
@@ -108,14 +126,15 @@ def format_table(table: Table, verdicts: Sequence[Verdict]) -> str:
     """The table as text."""
     workload = table.workload
     lines = ["", workload.title]
+    subject, load = ("client", "server busy") if workload.clients else ("server", "client busy")
     if workload.connections:
         lines.append(f"  {'server':<28}{'KiB each':>12}{'pings':>10}")
         lines += [
             f"  {row:<28}{best(runs, 'kib'):>12.1f}{best(runs, 'pings'):>10,.0f}" for row, runs in table.runs.items()
         ]
     else:
-        head = (workload.unit + "/s", "us of CPU", "p50 us", "p99 us", "client busy")
-        lines.append(f"  {'server':<28}" + "".join(f"{name:>14}" for name in head))
+        head = (workload.unit + "/s", "us of CPU", "p50 us", "p99 us", load)
+        lines.append(f"  {subject:<28}" + "".join(f"{name:>14}" for name in head))
         for row, runs in table.runs.items():
             fastest = max(runs, key=lambda run: run["rate"])
             cells = [f"{fastest['rate']:,.0f}", f"{best(runs, 'server_us'):,.2f}"]
@@ -169,10 +188,10 @@ def _version(name: str) -> str | None:
 
 def plot(tables: Sequence[Table], path: Path) -> None:
     """One bar chart for each workload, in one PNG."""
-    pyplot = _pyplot()
+    drawing = pyplot()
     columns = min(2, len(tables))
     height = -(-len(tables) // columns)
-    figure, axes = pyplot.subplots(height, columns, figsize=(8 * columns, 3.4 * height), squeeze=False)
+    figure, axes = drawing.subplots(height, columns, figsize=(8 * columns, 3.4 * height), squeeze=False)
     for axis in axes.flat[len(tables) :]:
         axis.axis("off")
     for axis, table in zip(axes.flat, tables, strict=False):
@@ -189,10 +208,10 @@ def plot(tables: Sequence[Table], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    drawing.close(figure)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """matplotlib, which takes long to import and is needed for nothing else."""
     import_module("matplotlib").use("Agg")
     return import_module("matplotlib.pyplot")

@@ -96,6 +96,14 @@ def test_loosened_verdict() -> None:
     assert not judge(table, loosen=2)[0].missed
 
 
+def test_loosened_verdict_by_cpu_time() -> None:
+    """The smoke test passes a target that only CPU time reaches, because rates say little on a busy machine."""
+    table = table_of({"ours": [run(40, server_us=5)], "theirs": [run(100, server_us=20)]}, FASTER)
+    assert not judge(table, loosen=2)[0].missed
+    table = table_of({"ours": [run(40, server_us=30)], "theirs": [run(100, server_us=20)]}, FASTER)
+    assert judge(table, loosen=2)[0].missed
+
+
 def test_load_generator_as_the_limit() -> None:
     """A row where the load generator was busy and the server was not is named."""
     busy = run(100, client_cpu=0.99) | {"server_cpu": 0.7}
@@ -115,6 +123,15 @@ def test_text() -> None:
     text = format_table(table, judge(table))
     assert "aiohttp: left out, aiohttp is not installed" in text
     assert "MISSED   ours: >= 2 x theirs: 1.50 (by CPU time 1.00)" in text
+
+
+@pytest.mark.parametrize(("key", "head"), [("echo", ["server", "client busy"]), ("client", ["client", "server busy"])])
+def test_who_is_measured(key: str, head: list[str]) -> None:
+    """The head of a table says whether servers or clients are measured."""
+    text = format_table(Table(find(key), {"ours": [run(150)]}), [])
+    line = text.splitlines()[2]
+    assert line.split()[0] == head[0]
+    assert line.endswith(head[1])
 
 
 def test_json() -> None:

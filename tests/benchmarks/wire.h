@@ -235,14 +235,17 @@ static void read_head(struct wire *wire, char *head, size_t size) {
     head[length] = 0;
 }
 
+/* A header line with which the client offers an extension, and the name that must come back. */
+static const char *offer = "", *offered = "";
+
 /* The client's opening handshake, blocking, with the answer checked. */
 static void open_websocket(struct wire *wire, const char *path, int port) {
     char head[4096];
     int length = snprintf(head, sizeof head,
                           "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                          "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                          path, port);
+                          "Sec-WebSocket-Key: " KEY "\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
+                          path, port, offer);
     if (wire_write(wire, head, (size_t)length) != length) die("cannot send the request");
     read_head(wire, head, sizeof head);
-    if (strncmp(head, "HTTP/1.1 101", 12) || !strstr(head, ACCEPT)) die("no 101 but: %s", head);
+    if (strncmp(head, "HTTP/1.1 101", 12) || !strstr(head, ACCEPT) || !strstr(head, offered)) die("no 101 but: %s", head);
 }

@@ -41,6 +41,7 @@ class Server:
 
 
 SESSION, ASYNC, SYNC = (Server(f"crowws {style}", (*ECHO, "--style", style)) for style in ("session", "async", "sync"))
+DEFLATE = Server("crowws async, compression", (*ECHO, "--style", "async", "--compression"))
 BARE = Server("crowws async, no extras", (*_script("without_numpy"), "--port", "0", "--style", "async"))
 PUBLISH = Server("crowws publish", _script("publish_crowws"))
 WS_TRIO = Server("websockets.trio", _script("websockets_on_trio"), ("websockets",))
@@ -52,9 +53,18 @@ BARE_TRIO = Server("bare SocketStream", _script("bare_trio"), raw=True, heartbea
 BARE_SEND = Server("bare socket.send", _script("bare_send"), raw=True, heartbeat=False)
 CEILING = Server("trivial C server", ("{loadgen}", "serve"), ceiling=True, heartbeat=False)
 
+# Clients of the trivial server, in the same form: for them the server is the one that makes the load.
+CLIENT_SCRIPT = tuple(part.replace(".servers.", ".clients.") for part in SCRIPT)
+CLIENT = Server("crowws client", tuple(part.format("crowws") for part in CLIENT_SCRIPT))
+BARE_CLIENT = Server("crowws client, no extras", (*CLIENT.command, "--without-numpy"))
+WS_CLIENT = Server(
+    "websockets.trio client", tuple(part.format("websockets_on_trio") for part in CLIENT_SCRIPT), ("websockets",)
+)
+
 STYLES = (SESSION, ASYNC, SYNC)
 PEERS = (WS_TRIO, WS_ASYNCIO, TRIO_WEBSOCKET, AIOHTTP, PICOWS)
-SERVERS = (*STYLES, BARE, PUBLISH, *PEERS, BARE_TRIO, BARE_SEND, CEILING)
+CLIENTS = (CLIENT, BARE_CLIENT, WS_CLIENT)
+SERVERS = (*STYLES, DEFLATE, BARE, PUBLISH, *PEERS, BARE_TRIO, BARE_SEND, CEILING, *CLIENTS)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class Workload:
       seconds: how much longer than the others one run takes.
       tls: over TLS.
       connections: of the memory workload, which is measured in another way.
+      clients: the subjects are clients, and the trivial server makes the load.
     """
 
     key: str
@@ -125,6 +136,7 @@ class Workload:
     seconds: float = 1.0
     tls: bool = False
     connections: int = 0
+    clients: bool = False
 
     @property
     def needed(self) -> set[str]:
@@ -201,6 +213,14 @@ WORKLOADS = (
         tls=True,
     ),
     Workload(
+        "deflate",
+        "echo 1 KiB JSON text, compressed, 64 connections x 4 in flight",
+        "messages",
+        _echo(64, 4, 1024, "--deflate=1024"),
+        _subjects(DEFLATE, WS_TRIO, WS_ASYNCIO),
+        _faster(DEFLATE, {WS_TRIO: 1.5}),
+    ),
+    Workload(
         "publish",
         "publish 64 B to 1,000 subscribers",
         "deliveries",
@@ -217,6 +237,25 @@ WORKLOADS = (
         _faster(ASYNC, {WS_TRIO: 2}),
     ),
     Workload(
+        "client",
+        "a client's echo 64 B, 64 connections x 1 in flight",
+        "messages",
+        ("--connections=64", "--size=64"),
+        _subjects(*CLIENTS),
+        _faster(CLIENT, {WS_CLIENT: 2}),
+        clients=True,
+    ),
+    Workload(
+        "client-large",
+        "a client's echo 1 MiB binary, 8 connections x 1 in flight",
+        "messages",
+        ("--connections=8", f"--size={1 << 20}", "--binary"),
+        _subjects(*CLIENTS),
+        _faster(CLIENT, {WS_CLIENT: 1}),
+        seconds=1.5,
+        clients=True,
+    ),
+    Workload(
         "memory",
         "memory of an idle connection, heartbeat on, 5,000 connections",
         "KiB",
@@ -224,6 +263,15 @@ WORKLOADS = (
         _subjects(*STYLES, *PEERS),
         (Target(ASYNC.name, "kib", at_most=8), Target(ASYNC.name, "kib", WS_TRIO.name, at_most=0.25)),
         connections=5000,
+    ),
+    Workload(
+        "deflate-memory",
+        "memory of an idle connection that has compressed, 2,000 connections",
+        "KiB",
+        ("idle", "--connections=2000", "--deflate=1024"),
+        _subjects(DEFLATE, WS_TRIO, WS_ASYNCIO),
+        (Target(DEFLATE.name, "kib", WS_TRIO.name, at_most=0.5),),
+        connections=2000,
     ),
     Workload(
         "flood",

@@ -597,7 +597,10 @@ async def test_backpressure(kind: Kind) -> None:
     app = App()
     Recorder(app, hooks={"message": wait}, receive_buffer=1000)
     options: dict[str, Any] = {"on_slow": "drop", "send_limit": 200_000}
-    async with serving(app, kind, lockstep=kind == "memory") as site, client_of(site, **options) as conn:
+    async with (
+        serving(app, kind, lockstep=kind in ("memory", "compressed")) as site,
+        client_of(site, **options) as conn,
+    ):
         with trio.move_on_after(0.3) as scope:
             for _ in range(10000):
                 await conn.send(b"x" * 10000)

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from support.servers import Kind, Recorder, Style, break_off, serving, until
+from support.servers import Kind, Recorder, Style, break_off, noise, serving, until
 from trio_crowws import App, CloseFrame, Connection, ConnectionClosed, PublishResult, SlowConsumer
 from trio_crowws._protocol.encoding import encode_message
 from trio_crowws.testing import Peer
@@ -222,7 +222,7 @@ async def test_a_stalled_member_delays_nobody(kind: Kind) -> None:
                 (await crowd[name]).join("tea")
             closed = 0
             for number in range(3000):
-                result = app.publish("tea", number.to_bytes(4) + bytes(4096))
+                result = app.publish("tea", number.to_bytes(4) + noise(4096))
                 assert result.sent >= 2
                 closed += result.closed
                 if number % 10 == 9:

@@ -1,4 +1,4 @@
-"""permessage-deflate: what is inflated, what is refused, what is sent."""
+"""permessage-deflate, the way in: what is inflated, what is refused."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_crowws._protocol.deflate import Compressor, Inflater, encode_compressed
-from trio_crowws._protocol.deflate_offer import Agreement, Deflate, Setting, negotiate
-from trio_crowws._protocol.encoding import encode_message
+from trio_crowws import Deflate
+from trio_crowws._protocol.deflate import Inflater
+from trio_crowws._protocol.deflate_offer import Agreement, Setting, negotiate
 from trio_crowws._protocol.framing import CloseReceived, Event, Fault, FrameReader, Ping, Pong
 from trio_crowws.errors import InvalidUTF8, PayloadTooBig, ProtocolError
 
@@ -732,122 +732,3 @@ def test_any_payload(payload: bytes, size: int, text: bool) -> None:
     parts = [payload[start : start + size] for start in range(0, len(payload), size)] or [b""]
     assert [comparable(event) for event in feed(reader(), fragments(opcode, parts))] == whole
     assert [comparable(event) for event in feed(reader(), packed(opcode, payload), size)] == whole
-
-
-# Row 30: sending
-
-
-def inflated(payload: bytes, bits: int = 15) -> bytes:
-    return zlib.decompressobj(-bits).decompress(payload + TAIL)
-
-
-def payload_of(data: bytes, first: int) -> bytes:
-    """The payload of an unmasked frame that begins with the byte `first`."""
-    assert data[0] == first
-    start = {126: 4, 127: 10}.get(data[1], 2)
-    assert len(data) - start == (data[1] if start == 2 else int.from_bytes(data[2:start]))
-    return data[start:]
-
-
-SHARED = Setting(12, 3, 5, keeps_context=False)
-OWN = Setting(12, 3, 5, keeps_context=True)
-JSON = b'{"name": "value", "list": [1, 2, 3], "text": "the quick brown fox"}' * 20
-
-
-def test_compressed_frames() -> None:
-    """Row 30: a message is one frame with the bit set; a str is text and everything else binary."""
-    compressor = Compressor(SHARED)
-    assert inflated(payload_of(encode_compressed(JSON.decode(), compressor), 0xC1)) == JSON
-    for data in (JSON, bytearray(JSON), memoryview(JSON)):
-        assert inflated(payload_of(encode_compressed(data, compressor), 0xC2)) == JSON
-    large = bytes(range(256)) * 30 * KIB
-    assert inflated(payload_of(encode_compressed(large, compressor), 0xC2)) == large
-
-
-def test_memoryview_of_any_shape() -> None:
-    """A `memoryview` is sent as its raw bytes."""
-    wide = memoryview(JSON[: len(JSON) // 8 * 8]).cast("Q")
-    assert inflated(payload_of(encode_compressed(wide, Compressor(SHARED)), 0xC2)) == wide.tobytes()
-    sparse = memoryview(JSON)[::2]
-    assert inflated(payload_of(encode_compressed(sparse, Compressor(SHARED)), 0xC2)) == JSON[::2]
-
-
-def test_threshold() -> None:
-    """Row 30: a message of fewer bytes than the threshold goes as it is, and it is bytes that count."""
-    compressor = Compressor(SHARED)
-    assert encode_compressed("a" * 99, compressor, 100) == encode_message("a" * 99)
-    assert encode_compressed(b"a" * 99, compressor, 100) == encode_message(b"a" * 99)
-    assert inflated(payload_of(encode_compressed("a" * 100, compressor, 100), 0xC1)) == b"a" * 100
-    assert payload_of(encode_compressed("é" * 50, compressor, 100), 0xC1)
-
-
-def test_message_that_does_not_get_smaller() -> None:
-    """What compression would make larger goes as it is, unless the context needs it."""
-    data = noise(5000)
-    assert encode_compressed(data, Compressor(SHARED)) == encode_message(data)
-    assert encode_compressed("", Compressor(SHARED)) == encode_message("")
-    assert inflated(payload_of(encode_compressed(data, Compressor(OWN)), 0xC2)) == data
-
-
-def test_empty_messages() -> None:
-    """An empty message is one byte, however many of them there are, and wherever they come."""
-    for setting in (OWN, SHARED):
-        compressor = Compressor(setting)
-        for _ in range(3):
-            assert compressor.compress(b"") == compressor.compress(b"") == b"\x00"
-            assert inflated(Compressor(setting).compress(JSON)) == JSON
-            compressor.compress(JSON)
-    assert encode_compressed(b"", Compressor(OWN)) == b"\xc2\x01\x00"
-
-
-@pytest.mark.parametrize("data", [None, 1, ["a"], object()])
-def test_wrong_type(data: object) -> None:
-    """What is no message is a `TypeError`, and a lone surrogate a `ValueError`; the compressor stays good."""
-    compressor = Compressor(OWN)
-    with pytest.raises(TypeError, match="a message must be str, bytes, bytearray or memoryview, not"):
-        encode_compressed(data, compressor)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="surrogates"):
-        encode_compressed("\ud800", compressor)
-    assert inflated(compressor.compress(JSON)) == JSON
-
-
-def test_shared_frames_are_equal_to_everybody() -> None:
-    """A compressor without a context makes messages that need nothing of what was before, in any order."""
-    compressor = Compressor(SHARED)
-    frames = [compressor.compress(JSON[number:]) for number in range(50)]
-    for number in reversed(range(50)):
-        assert inflated(frames[number], 12) == JSON[number:]
-    assert frames[0] == compressor.compress(JSON)
-
-
-def test_context_makes_messages_smaller() -> None:
-    """A compressor with a context refers to earlier messages, and the receiver has to have seen them."""
-    compressor = Compressor(OWN)
-    first, second = compressor.compress(JSON), compressor.compress(JSON)
-    assert len(second) < len(first)
-    stream = zlib.decompressobj(-12)
-    assert [stream.decompress(payload + TAIL) for payload in (first, second, compressor.compress(b""))] == [
-        JSON,
-        JSON,
-        b"",
-    ]
-
-
-settings_ = st.builds(Setting, st.integers(9, 15), st.integers(1, 9), st.integers(1, 9), st.booleans())
-
-
-@given(settings_, st.lists(contents, max_size=6))
-@settings(max_examples=150, deadline=None)
-def test_round_trip(setting: Setting, messages: list[bytes]) -> None:
-    """What is compressed with any setting is inflated by a reader, and by a plain zlib with that window."""
-    compressor = Compressor(setting)
-    agreement = Agreement("", not setting.keeps_context, False, setting.window_bits, 15, setting)
-    target = reader(agreement, client=True)
-    stream = zlib.decompressobj(-setting.window_bits)
-    for message in messages:
-        data = encode_compressed(message, compressor)
-        assert feed(target, data) == [message]
-        if data[0] & 0x40:
-            if not setting.keeps_context:
-                stream = zlib.decompressobj(-setting.window_bits)
-            assert stream.decompress(payload_of(data, 0xC2) + TAIL) == message

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_crowws._protocol.deflate_offer import Agreement, Deflate, Setting, check_answer, make_offer, negotiate
+from trio_crowws import Deflate
+from trio_crowws._protocol.deflate_offer import Agreement, Setting, check_answer, make_offer, negotiate
 from trio_crowws.errors import HandshakeError
 
 WIDE = Deflate(

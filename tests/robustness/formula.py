@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from trio_crowws import Deflate
 from trio_crowws._options import Options
 
-__all__ = ["IDLE", "READ", "TLS", "handshake_bytes", "receiving_bytes", "sending_bytes", "worst_bytes"]
+__all__ = [
+    "IDLE",
+    "READ",
+    "TLS",
+    "compression_bytes",
+    "handshake_bytes",
+    "receiving_bytes",
+    "sending_bytes",
+    "worst_bytes",
+]
 
 KIB = 1024
 
@@ -21,7 +31,7 @@ TLS = 256 * KIB
 def receiving_bytes(options: Options, *, text: bool) -> int:
     """What the peer has sent and the handler has not finished with."""
     assert options.max_payload is not None
-    waiting = options.read_ahead + options.max_payload + READ
+    waiting = options.read_ahead + options.max_payload + (READ if options.compression is None else 2 * READ)
     handled = options.max_payload
     return (4 if text else 1) * (waiting + handled)
 
@@ -30,6 +40,15 @@ def sending_bytes(options: Options, *, largest: int, senders: int = 0, rooms: in
     """What was sent and the peer has not taken: `largest` is the size of the application's own largest message."""
     queued = max(options.send_limit, options.send_high_water + largest)
     return 2 * queued + senders * largest + rooms * largest
+
+
+def compression_bytes(deflate: Deflate, *, client_bits: int | None = None) -> int:
+    """What zlib keeps between two messages; `client_bits` where the client has not agreed to limit its window."""
+    inflating = 8 * KIB + 2 ** (client_bits or deflate.client_max_window_bits)
+    deflating = 6 * KIB + 2 ** (deflate.server_max_window_bits + 2) + 2 ** (deflate.mem_level + 9)
+    return (0 if deflate.client_no_context_takeover else inflating) + (
+        0 if deflate.server_no_context_takeover else deflating
+    )
 
 
 def handshake_bytes(options: Options) -> int:
@@ -43,5 +62,6 @@ def worst_bytes(options: Options, *, text: bool, largest: int, senders: int = 0,
         receiving_bytes(options, text=text)
         + sending_bytes(options, largest=largest, senders=senders, rooms=rooms)
         + handshake_bytes(options)
+        + (0 if options.compression is None else compression_bytes(options.compression, client_bits=15))
         + IDLE
     )

@@ -9,13 +9,13 @@ import trio
 import trio.testing
 
 from support.heads import UPGRADE, write_head
-from support.servers import decode
+from support.servers import EVERYTHING, decode
 from trio_crowws import App, Connection
 from trio_crowws.testing import connect
 
 __all__ = ["PATHS", "attack", "check_frames", "check_handshake", "upgrade_to"]
 
-PATHS = ("/echo", "/plain", "/busy")
+PATHS = ("/echo", "/plain", "/busy", "/compressed")
 
 app = App(
     max_payload=4096, max_fragments=16, control_rate=(10, 10), send_limit=8192, max_header_bytes=4096, max_headers=20
@@ -27,6 +27,8 @@ async def echo(conn: Connection) -> None:
     async for message in conn:
         await conn.send(message)
 
+
+app.websocket("/compressed", compression=EVERYTHING)(echo)
 
 plain = app.websocket("/plain")
 plain.onmessage(lambda conn, message: conn.send_nowait(message)).onerror(lambda conn, error: str(error))
@@ -57,8 +59,9 @@ class Log(logging.Handler):
 
 
 def upgrade_to(path: str) -> bytes:
-    """A right request."""
-    return write_head(UPGRADE.items(), f"GET {path} HTTP/1.1")
+    """A right request, with an offer where it is accepted."""
+    offer = [("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")] if "compressed" in path else []
+    return write_head([*UPGRADE.items(), *offer], f"GET {path} HTTP/1.1")
 
 
 def attack(pieces: Sequence[bytes]) -> bytes:

@@ -6,6 +6,7 @@ For long runs there is `fuzz_atheris.py`, which attacks the same targets.
 from __future__ import annotations
 
 import struct
+import zlib
 from itertools import pairwise
 
 from hypothesis import HealthCheck, given, settings
@@ -99,6 +100,14 @@ PAYLOADS = st.one_of(
     st.sampled_from([b"\xce\xba\xe1\xbd", b"\xed\xa0\x80", b"\x03\xe8\xff", b"\x03\xe8bye"]),
 )
 PLAIN = st.builds(make_frame, st.sampled_from([1, 2, 9, 10]), PAYLOADS)
+
+
+def deflate(payload: bytes, flush: int) -> bytes:
+    stream = zlib.compressobj(wbits=-9)
+    return (stream.compress(payload) + stream.flush(flush)).removesuffix(b"\x00\x00\xff\xff")
+
+
+DEFLATED = st.builds(deflate, PAYLOADS, st.sampled_from([zlib.Z_SYNC_FLUSH, zlib.Z_SYNC_FLUSH, zlib.Z_FINISH]))
 FRAME = st.one_of(
     PLAIN,
     PLAIN,
@@ -111,6 +120,7 @@ FRAME = st.one_of(
         rsv=st.sampled_from([0, 0, 0, 1, 4]),
         mask=st.booleans(),
     ),
+    st.builds(make_frame, st.sampled_from([0, 1, 2]), DEFLATED, fin=st.booleans(), rsv=st.just(4)),
     st.builds(make_frame, st.just(8), PAYLOADS),
     st.tuples(
         st.sampled_from([b"\x81", b"\x82", b"\x01", b"\x88"]),

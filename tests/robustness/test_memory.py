@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -18,14 +19,25 @@ import trio
 import trio.testing
 
 from robustness.canary import show
-from robustness.formula import IDLE, READ, TLS, handshake_bytes, receiving_bytes, sending_bytes
+from robustness.formula import (
+    IDLE,
+    READ,
+    TLS,
+    compression_bytes,
+    handshake_bytes,
+    receiving_bytes,
+    sending_bytes,
+)
 from robustness.victim import KIB, MIB, until, victim
 from support.certificates import make_tls
 from support.heads import UPGRADE, write_head
 from support.rawclient import open_raw, serving
-from trio_crowws import App, Connection, ConnectionClosed
+from trio_crowws import App, Connection, ConnectionClosed, Deflate
 from trio_crowws._options import Options
 from trio_crowws.testing import make_frame, shake_hands
+
+# Coverage keeps books of its own in the memory that is measured here, and makes the longest of these tests much longer.
+pytestmark = pytest.mark.no_cover
 
 COUNT = 3
 """Connections of which the average is taken."""
@@ -90,6 +102,11 @@ class Lab:
             yield streams[1:]
             for conn in self.conns:
                 conn.abort()
+
+    def use_first(self, message: str) -> None:
+        """Send something on the first connection, so that what all of them share has been made."""
+        assert self._first is not None
+        self._first.send_nowait(message)
 
     def each(self, count: int = COUNT) -> float:
         """Bytes for each of `count` peers, the objects of an idle connection included."""
@@ -311,6 +328,101 @@ async def test_pings_that_nobody_answers() -> None:
                 await trio.testing.wait_all_tasks_blocked(0.02)
                 conn.abort()
     assert len(refused) == 100
+
+
+# Compression
+
+
+def offering(offer: str) -> bytes:
+    return write_head([*UPGRADE.items(), ("Sec-WebSocket-Extensions", offer)])
+
+
+def deflated(opcode: int, payload: bytes) -> bytes:
+    """A compressed message, which refers to nothing before it."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -9)
+    return make_frame(opcode, (stream.compress(payload) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4)
+
+
+SMALL_WINDOWS = "permessage-deflate; client_max_window_bits"
+CONTEXTS = {
+    "the defaults": (Deflate(), SMALL_WINDOWS, 12),
+    "a client that cannot limit its window": (Deflate(), "permessage-deflate", 15),
+    "no context at all": (Deflate(client_no_context_takeover=True), SMALL_WINDOWS, 12),
+    "a context of the server": (Deflate(server_no_context_takeover=False), SMALL_WINDOWS, 12),
+    "the largest context": (
+        Deflate(
+            server_no_context_takeover=False, server_max_window_bits=15, client_max_window_bits=15, mem_level=9, level=9
+        ),
+        SMALL_WINDOWS,
+        15,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+async def test_what_compression_keeps_between_two_messages(name: str) -> None:
+    """A window for each direction that keeps a context, once it is used; without contexts nothing."""
+    deflate, offer, bits = CONTEXTS[name]
+    lab = Lab(echo, compression=deflate, max_payload=None, receive_buffer=1 << 20)
+    message = deflated(1, b"x" * (1 << 18))
+    expected = compression_bytes(deflate, client_bits=bits)
+    async with lab.peers(request=offering(offer)) as streams:
+        unused = lab.each()
+        lab.use_first("x" * KIB)
+        shared = lab.each() - unused
+        for stream in streams:
+            for _ in range(2):
+                await stream.send_all(message)
+                await until(lambda: all(conn.messages_received == conn.messages_sent for conn in lab.conns))
+        await until(lambda: all(conn.messages_sent == 2 for conn in lab.conns))
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        each = lab.each()
+    check(f"{name}, unused", unused, 0, IDLE)
+    check(name, each - unused - shared, 0.7 * expected, expected + 2 * KIB)
+
+
+async def echo(conn: Connection) -> None:
+    async for message in conn:
+        await conn.send(message)
+        del message
+
+
+@pytest.mark.parametrize("opcode", [1, 2])
+@pytest.mark.parametrize("size", [1000, 60_000, PAYLOAD])
+async def test_small_bombs_that_wait_for_a_busy_handler(opcode: int, size: int) -> None:
+    """`receive_buffer` again: a read may hold a hundred times itself, and reading stops all the same."""
+    data = deflated(opcode, b"a" * (size - 4) + "😀".encode()) * 4000
+
+    async def busy(conn: Connection) -> None:
+        handled = await conn.receive()
+        await conn.wait_closed()
+        del handled
+
+    deflate = Deflate()
+    lab = Lab(busy, compression=deflate)
+    async with lab.peers(request=offering(SMALL_WINDOWS)) as streams:
+        await pour(streams, data)
+        each = lab.each()
+        assert all(conn.is_open for conn in lab.conns)
+    options = Options(**SMALL, compression=deflate)  # type: ignore[arg-type]
+    at_most = receiving_bytes(options, text=opcode == 1) + compression_bytes(deflate) + IDLE
+    check(f"bombs of {size} as opcode {opcode}", each, 0.9 * (4 if opcode == 1 else 1) * options.read_ahead, at_most)
+
+
+@pytest.mark.parametrize("opcode", [1, 2])
+async def test_a_compressed_message_that_is_still_arriving(opcode: int) -> None:
+    """`max_payload` again: of a compressed message it is what it has become that is kept."""
+    data = deflated(opcode, b"x" * PAYLOAD)
+    lab = Lab(compression=Deflate())
+    async with lab.peers(request=offering(SMALL_WINDOWS)) as streams:
+        for stream in streams:
+            for position in range(len(data) - 1):
+                await stream.send_all(data[position : position + 1])
+                await trio.lowlevel.checkpoint()
+        await trio.sleep(0.05)
+        each = lab.each()
+    at_most = 1.2 * PAYLOAD + compression_bytes(Deflate()) + IDLE + 16 * KIB
+    check(f"compressed, opcode {opcode}", each, 0.9 * PAYLOAD, at_most)
 
 
 # The opening handshake

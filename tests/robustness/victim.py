@@ -2,8 +2,9 @@
 
     python victim.py OPTIONS
 
-The argument is JSON: options of the `App`; `descriptors`, how many the process may have; and `certificate`, the files
-of certificate and key, for TLS. `victim` starts it from a test, and `Victim` reads from the system what it uses.
+The argument is JSON: options of the `App`, with the keywords of `Deflate` as `compression`; `descriptors`, how many the
+process may have; and `certificate`, the files of certificate and key, for TLS. `victim` starts it from a test, and
+`Victim` reads from the system what it uses.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import trio
 
 from support.processes import port_of, started, status, tail
 from support.rawclient import open_raw, plain
-from trio_crowws import App, Connection, Server
+from trio_crowws import App, Connection, Deflate, Server
 
 __all__ = ["KIB", "MIB", "OPTIONS", "Victim", "until", "victim"]
 
@@ -48,8 +49,8 @@ OPTIONS: dict[str, Any] = {
 """Deadlines that a test can wait for, and limits that a memory measurement can tell from noise."""
 
 
-def make_app(**options: Any) -> App:
-    app = App(**options)
+def make_app(*, compression: dict[str, Any] | None = None, **options: Any) -> App:
+    app = App(compression=None if compression is None else Deflate(**compression), **options)
 
     @app.websocket("/echo")
     async def echo(conn: Connection) -> None:
@@ -122,6 +123,19 @@ class Victim:
             if line.startswith("Private_Dirty:"):
                 return int(line.split()[1]) * KIB
         raise AssertionError("the system does not say how much memory a process has")
+
+    def forget_peak(self) -> int:
+        """Let the peak begin anew; the memory that is resident now."""
+        Path(f"/proc/{self._pid}/clear_refs").write_text("5")
+        return self._status("VmRSS")
+
+    @property
+    def peak(self) -> int:
+        """The most memory that was resident since."""
+        return self._status("VmHWM")
+
+    def _status(self, name: str) -> int:
+        return int(Path(f"/proc/{self._pid}/status").read_text().split(f"{name}:")[1].split()[0]) * KIB
 
     async def settle(self) -> dict[str, int]:
         """Have it give back what is free; the counters of its application."""

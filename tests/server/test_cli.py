@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import shutil
 import signal
 import socket
@@ -19,7 +21,8 @@ from support.certificates import TLS
 from support.processes import port_of, started, status, wait
 from support.rawclient import until
 from support.require import missing
-from trio_crowws import __version__
+from trio_crowws import Server, __version__
+from trio_crowws._cli import serving
 from trio_crowws.cli import main
 from trio_crowws.testing import PeerClosed, shake_hands
 
@@ -58,6 +61,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "package" / "service.py").write_text(SERVICE)
     (tmp_path / "needy.py").write_text("import a_module_that_is_not_there\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "unset.py").write_text("open('settings')\n")
+    (tmp_path / "unread.py").write_text("int('port')\n")
     return tmp_path
 
 
@@ -191,6 +196,46 @@ async def test_an_ipv6_address_has_brackets(folder: Path) -> None:
         assert f"listening on [::1]:{port}\n" in log.read_text()
 
 
+def test_it_returns_after_a_signal(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that does other things as well, `main` returns 0 after a signal."""
+
+    def announce(server: Server) -> None:
+        real(server)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    real = serving._announce
+    monkeypatch.setattr(serving, "_announce", announce)
+    assert main(["run", "service:app", "--port", "0", "--log-level", "error"]) == 0
+    assert capsys.readouterr().out.startswith("listening on 127.0.0.1:")
+
+
+@pytest.mark.parametrize("inherits", [True, False])
+def test_a_child_of_reload(in_folder: Path, monkeypatch: pytest.MonkeyPatch, inherits: bool) -> None:
+    """A child of --reload leaves what a terminal sends to its parent, and ends when its parent has gone."""
+    reader, writer = os.pipe()
+
+    def announce(server: Server) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
+        if inherits:
+            os.close(writer)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(serving, "_announce", announce)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        assert main(["run", "service:app", "--port", "0", f"--reloaded={reader if inherits else -1}"]) == 0
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+        os.close(reader)
+        if not inherits:
+            os.close(writer)
+
+
 # Mistakes
 
 
@@ -249,7 +294,13 @@ def test_the_place_is_looked_for_here(in_folder: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("module", "message"), [("needy", "a_module_that_is_not_there"), ("broken", "ZeroDivisionError")]
+    ("module", "message"),
+    [
+        ("needy", "a_module_that_is_not_there"),
+        ("broken", "ZeroDivisionError"),
+        ("unset", "FileNotFoundError"),
+        ("unread", "ValueError"),
+    ],
 )
 def test_a_module_that_fails(folder: Path, module: str, message: str) -> None:
     """A module that cannot be imported shows its own traceback, so that the mistake can be found."""
@@ -257,6 +308,19 @@ def test_a_module_that_fails(folder: Path, module: str, message: str) -> None:
     assert result.returncode == 1
     assert message in result.stderr
     assert f"{module}.py" in result.stderr
+
+
+def test_a_module_that_needs_another(in_folder: Path) -> None:
+    """A module that is there but lacks one of its own is not "no such module"."""
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        main(["run", "needy:app"])
+
+
+def test_the_current_folder_comes_once(in_folder: Path) -> None:
+    """A current folder that is importable already is not entered again."""
+    sys.path.append(str(in_folder))
+    serving.load_app("service:app")
+    assert sys.path.count(str(in_folder)) == 1
 
 
 def test_a_route_without_a_handler(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,16 +383,53 @@ def test_wrong_arguments(
     assert message in error
 
 
+def test_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m trio_crowws` is the same."""
+    monkeypatch.setattr(sys, "argv", ["trio-crowws", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("trio_crowws", run_name="__main__")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"trio-crowws {__version__}\n"
+
+
+def test_a_certificate_that_can_be_used(
+    in_folder: Path, tls: TLS, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a certificate and its key it serves."""
+    monkeypatch.setattr(serving, "_announce", lambda server: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["run", "service:app", "--port", "0", "--certfile", tls.certfile, "--keyfile", tls.keyfile]) == 0
+
+
 def test_version(folder: Path, command: list[str]) -> None:
     """--version prints the version."""
     result = run_to_end(folder, "--version", command=command)
     assert (result.returncode, result.stdout) == (0, f"trio-crowws {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
-def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    """--help explains the command and its options."""
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        main(arguments)
+        main([*arguments, "--help"])
     assert caught.value.code == 0
-    assert "until SIGINT or SIGTERM" in capsys.readouterr().out.replace("\n", " ") or arguments == ["run", "--help"]
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["connect"]])
+def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """--help explains the command, and lists the exit statuses."""
+    text = help_of(capsys, *arguments)
+    assert "SIGINT or SIGTERM" in text or arguments == ["connect"]
+    assert "exit statuses:\n  0 " in text
+    assert "--reloaded" not in text
+
+
+@pytest.mark.parametrize("command", ["run", "connect"])
+def test_the_reference_is_complete(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """The page about the command line has every option in its table, and every exit status."""
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    section = page.partition(f"## `trio-crowws {command}`")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `--")]
+    text = help_of(capsys, command)
+    for option in set(re.findall(r"--[a-z-]+", text)) - {"--help"}:
+        assert any(re.search(rf"`{option}\b(?!-)", row) for row in rows), option
+    for number in re.findall(r"^  (\d+) ", text.partition("exit statuses:")[2], re.MULTILINE):
+        assert re.search(rf"^\| (\d+, )?{number}\b", page, re.MULTILINE), number

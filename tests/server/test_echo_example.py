@@ -17,6 +17,7 @@ from wsproto.events import Ping
 from support.certificates import TLS
 from support.processes import port_of, started, wait
 from support.rawclient import until
+from trio_crowws import Deflate
 from trio_crowws.testing import Peer, Refused, shake_hands
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,22 @@ async def test_no_limits(tmp_path: Path) -> None:
                 await peer.send_frame(opcode, b"x", fin=False)
             await peer.send_frame(0, b"", fin=True)
             assert await peer.receive() == "x" * 1501
+        await end(peer)
+
+
+@pytest.mark.parametrize("more", [[], ["--context-takeover"]])
+async def test_compression(tmp_path: Path, more: list[str]) -> None:
+    """With --compression messages are compressed, however short; --context-takeover keeps a context for them."""
+    with on_a_port(tmp_path, "--compression", *more) as port:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        peer = await shake_hands(stream, compression=Deflate(server_no_context_takeover=False))
+        assert peer.compression is not None
+        assert ("server_no_context_takeover" in peer.compression) is not bool(more)
+        await assert_echoes(peer)
+        await end(peer)
+        peer = await connect(port)
+        assert peer.compression is None
+        await assert_echoes(peer)
         await end(peer)
 
 

@@ -30,6 +30,7 @@ def test_the_list_of_names() -> None:
     assert trio_crowws.__all__ == [
         "Accept",
         "App",
+        "Backoff",
         "CloseCode",
         "CloseFrame",
         "CloseInfo",
@@ -41,6 +42,7 @@ def test_the_list_of_names() -> None:
         "ConnectionClosedOK",
         "ConnectionLost",
         "CrowWSError",
+        "Deflate",
         "Handler",
         "HandlerError",
         "HandshakeError",
@@ -50,6 +52,8 @@ def test_the_list_of_names() -> None:
         "InvalidHandshake",
         "InvalidURL",
         "InvalidUTF8",
+        "LinkPhase",
+        "LinkState",
         "Options",
         "PayloadTooBig",
         "ProtocolError",
@@ -69,6 +73,8 @@ def test_the_list_of_names() -> None:
         "Stats",
         "connect",
         "connect_stream",
+        "is_final",
+        "keep_connected",
     ]
     assert trio_crowws.testing.__all__ == ["FaultyStream", "Peer", "PeerClosed", "Refused", "connect", "shake_hands"]
 
@@ -157,10 +163,15 @@ def test_every_public_name_has_a_docstring(name: str, value: Any) -> None:
 
 
 def test_every_option_is_documented() -> None:
-    """Every field of Options is followed by a sentence."""
-    tree = ast.parse((PACKAGE / "_options.py").read_text())
-    [options] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options"]
-    fields = {field.name for field in dataclasses.fields(trio_crowws.Options)}
+    """Every field of Options and of Deflate is followed by a sentence."""
+    check_fields(trio_crowws.Options, PACKAGE / "_options.py")
+    check_fields(trio_crowws.Deflate, PACKAGE / "_deflate.py")
+
+
+def check_fields(kind: Any, path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    [options] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+    fields = {field.name for field in dataclasses.fields(kind)}
     documented = {
         field.target.id
         for field, text in zip(options.body, options.body[1:], strict=False)
@@ -231,14 +242,14 @@ def test_private_names_of_others_are_not_used() -> None:
 # Layers
 
 LAYERS = [
-    ["errors", "_closeinfo", "_options"],
+    ["errors", "_closeinfo", "_deflate", "_options"],
     ["_protocol"],
     ["_transport"],
     ["_session"],
     ["_client"],
     ["_app", "_admission", "_listeners", "_rooms", "_route", "_running", "_server", "_site", "_stats", "_upgrade"],
     ["__init__"],
-    ["cli", "testing"],
+    ["_cli", "cli", "testing"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -341,7 +352,7 @@ for name in sys.argv[2:]:
     importlib.import_module("trio_crowws." + name)
 """
     protocol = [f"_protocol.{path.stem}" for path in (PACKAGE / "_protocol").glob("[a-z]*.py")]
-    names = ["errors", "_options", "_closeinfo", *protocol]
+    names = ["errors", "_options", "_closeinfo", "_deflate", *protocol]
     result = subprocess.run(
         [sys.executable, "-c", program, str(PACKAGE), *names], capture_output=True, text=True, timeout=20, check=False
     )

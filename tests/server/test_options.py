@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trio_crowws import App, Options, Request, Route
+from trio_crowws import App, Deflate, Options, Request, Route
 
 NAN, INF = math.nan, math.inf
 
@@ -65,6 +65,7 @@ TABLE: dict[str, tuple[str, list[Any], list[Any]]] = {
         [None, 5, True, {"v1"}, iter(["v1"])],
         ["", "v1", b"v1", [""], ["v 1"], ["v1", "v1"], ["v1,v2"], ["\xe9"], [5], [None], [["v1"]]],
     ),
+    "compression": ("Deflate(...) or None", [True, "deflate", 5, {}, Deflate], []),
     "max_header_bytes": SIZE,
     "max_headers": SIZE,
     "ping_interval": OPTIONAL_SECONDS,
@@ -97,6 +98,7 @@ ALLOWED: dict[str, list[Any]] = {
         print,
     ],
     "subprotocols": ["first", (), ("v1.chat", "a!#$%&'*+-.^_`|~9")],
+    "compression": [None, Deflate(), Deflate(threshold=0, level=9)],
     "max_header_bytes": [1],
     "max_headers": [1],
     "ping_interval": [None, 0.1, 1, INF],
@@ -202,6 +204,7 @@ def test_the_defaults() -> None:
         "receive_buffer": None,
         "origins": "same",
         "subprotocols": (),
+        "compression": None,
         "max_header_bytes": 16 * 1024,
         "max_headers": 100,
         "ping_interval": 20,

@@ -8,9 +8,21 @@ import pytest
 import trio
 import trio.testing
 from wsproto.events import Ping, Pong
+from wsproto.utilities import generate_accept_token
 
 from support.rawclient import echo_app, until
-from trio_crowws import Accept, App, CloseFrame, CloseInfo, Connection, HeartbeatTimeout, Reject, SlowConsumer
+from trio_crowws import (
+    Accept,
+    App,
+    CloseFrame,
+    CloseInfo,
+    Connection,
+    Deflate,
+    HandshakeError,
+    HeartbeatTimeout,
+    Reject,
+    SlowConsumer,
+)
 from trio_crowws.testing import FaultyStream, Peer, PeerClosed, Refused, connect, shake_hands
 
 
@@ -404,6 +416,48 @@ async def test_a_server_that_breaks_off_its_answer(answer: bytes) -> None:
     with pytest.raises((PeerClosed, Refused)) as caught:
         await shake_hands(near)
     assert isinstance(caught.value, PeerClosed)
+
+
+async def answer_with(stream: trio.abc.Stream, extensions: str) -> None:
+    """Accept a request, and agree on `extensions`, whatever was offered."""
+    request = b""
+    while not request.endswith(b"\r\n\r\n"):
+        request += await stream.receive_some()
+    key = request.partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0]
+    lines = [
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Accept: {generate_accept_token(key).decode()}",
+        f"Sec-WebSocket-Extensions: {extensions}",
+    ]
+    await stream.send_all("\r\n".join([*lines, "", ""]).encode())
+
+
+@pytest.mark.parametrize("extensions", ["permessage-deflate", "permessage-deflate; server_max_window_bits=13", "x"])
+async def test_a_server_that_answers_what_was_not_offered(extensions: str) -> None:
+    """An answer about compression that is not one to the offer is a HandshakeError."""
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_with, far, extensions)
+        with pytest.raises(HandshakeError, match="the server accepts an extension that was not offered so"):
+            await shake_hands(near, compression=Deflate())
+
+
+async def test_a_compressed_conversation() -> None:
+    """Where both sides have agreed, messages of every kind are sent compressed, and arrive as they were."""
+    watched = Watched(compression=Deflate(threshold=0))
+    async with connect(watched.app, "/echo", compression=Deflate()) as peer:
+        await until(lambda: bool(watched.conns))
+        assert peer.compression is not None
+        assert peer.compression == watched.conns[0].compression
+        for message in ("text " * 1000, b"bytes" * 1000, "", b"", "\U0001f389" * 1000, bytes(300_000)):
+            await peer.send(message)
+            assert await peer.receive() == message
+        await peer.ping(b"?")
+        assert isinstance(await peer.receive_event(), Pong)
+        assert watched.conns[0].bytes_received < 3000
+        assert await peer.close() == CloseFrame(1000)
 
 
 # FaultyStream by itself

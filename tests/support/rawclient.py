@@ -63,6 +63,7 @@ class Frame:
     opcode: int
     payload: bytes
     fin: bool = True
+    rsv: int = 0
 
 
 class RawClient:
@@ -117,7 +118,7 @@ class RawClient:
         size = second
         if size >= 126:
             size = int.from_bytes(await self._read(2 if size == 126 else 8))
-        return Frame(first & 0x0F, await self._read(size), bool(first & 0x80))
+        return Frame(first & 0x0F, await self._read(size), bool(first & 0x80), first >> 4 & 7)
 
     async def read_to_end(self) -> bytes:
         """Everything that comes until the server ends the stream; a reset fails the test."""

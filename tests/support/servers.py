@@ -4,15 +4,18 @@
     async with serving(app, "tls") as site, site.connect() as peer:
         await peer.send("hello")
 
-The same test runs over TCP, TLS, a Unix socket and memory streams; `Site` hides what differs. Memory streams work with
-Trio's `MockClock`, the others need the real one.
+The same test runs over TCP, TLS, a Unix socket and memory streams, and over memory streams where both sides compress
+every message; `Site` hides what differs. Memory streams work with Trio's `MockClock`, the others need the real one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
+import random
+import re
 import socket
 import struct
 import tempfile
@@ -26,10 +29,11 @@ import trio.testing
 from wsproto.connection import Connection as Wire
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, TextMessage
+from wsproto.extensions import PerMessageDeflate
 
 from support.certificates import TLS, make_tls
 from support.rawclient import unwrapped
-from trio_crowws import App, CloseFrame, CloseInfo, Connection, Handler, Request, Server, State
+from trio_crowws import App, CloseFrame, CloseInfo, Connection, Deflate, Handler, Request, Server, State
 from trio_crowws.testing import FaultyStream, Peer, shake_hands
 
 __all__ = [
@@ -45,13 +49,17 @@ __all__ = [
     "decode",
     "end_stream",
     "messages_of",
+    "noise",
     "serving",
     "shared_tls",
     "until",
 ]
 
-Kind = Literal["tcp", "tls", "unix", "memory"]
-KINDS: tuple[Kind, ...] = ("tcp", "tls", "unix", "memory")
+Kind = Literal["tcp", "tls", "unix", "memory", "compressed"]
+KINDS: tuple[Kind, ...] = ("tcp", "tls", "unix", "memory", "compressed")
+
+EVERYTHING = Deflate(threshold=0, server_no_context_takeover=False)
+"""Compresses every message of both sides, each with a context: the kind in which most can go wrong."""
 
 Style = Literal["session", "async", "sync", "class", "object"]
 STYLES: tuple[Style, ...] = ("session", "async", "sync", "class", "object")
@@ -64,6 +72,11 @@ PATIENCE = 10
 def shared_tls() -> TLS:
     with tempfile.TemporaryDirectory() as folder:
         return make_tls(Path(folder))
+
+
+def noise(size: int) -> bytes:
+    """Bytes that compression does not make fewer, for where it matters how many are queued."""
+    return random.randbytes(size)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -159,7 +172,11 @@ def decode(data: bytes) -> list[Event]:
     head, separator, frames = data.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 "), head
     assert separator
-    wire = Wire(ConnectionType.CLIENT, trailing_data=frames)
+    agreed = re.search(rb"Sec-WebSocket-Extensions: (.*)", head)
+    deflate = PerMessageDeflate()
+    if agreed is not None:
+        deflate.finalize(agreed[1].decode())
+    wire = Wire(ConnectionType.CLIENT, None if agreed is None else [deflate], trailing_data=frames)
     events = list(wire.events())
     failed = [event for event in events if isinstance(event, CloseConnection)]
     assert not failed or wire.state is ConnectionState.REMOTE_CLOSING, failed
@@ -187,7 +204,8 @@ class Site:
     """A running application.
 
     Attributes:
-      kind: of its transports.
+      kind: of its transports; "memory" for "compressed", too.
+      compression: what its peers offer.
       server: the `Server`.
       listener: with memory streams, what accepts them.
       scope: around `serve`; cancelling it is cancelling the server.
@@ -197,7 +215,8 @@ class Site:
     def __init__(
         self, kind: Kind, server: Server, listener: MemoryListener, scope: trio.CancelScope, ended: trio.Event
     ) -> None:
-        self.kind = kind
+        self.kind: Kind = "memory" if kind == "compressed" else kind
+        self.compression = EVERYTHING if kind == "compressed" else None
         self.server = server
         self.listener = listener
         self.scope = scope
@@ -229,7 +248,16 @@ class Site:
         stream = await self.open_stream()
         faults = self.listener.faults if self.kind == "memory" else None
         try:
-            yield await shake_hands(stream, path, headers=headers, subprotocols=subprotocols, faults=faults)
+            peer = await shake_hands(
+                stream,
+                path,
+                headers=headers,
+                subprotocols=subprotocols,
+                compression=self.compression,
+                faults=faults,
+            )
+            assert (peer.compression is None) is (self.compression is None)
+            yield peer
         finally:
             if faults is not None:
                 faults.flow()
@@ -244,12 +272,15 @@ async def serving(
 
     Args:
       app: the application.
-      kind: of the transports.
+      kind: of the transports; with "compressed" every route gets the option.
       lockstep: with memory streams, a sender waits for its reader.
       patience: seconds for all of it; by default `PATIENCE`, and without a real clock very many.
     """
     if patience is None:
         patience = 1e6 if isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock) else PATIENCE
+    if kind == "compressed":
+        for route in app.routes:
+            route.options = dataclasses.replace(route.options, compression=EVERYTHING)
     listener = MemoryListener(lockstep=lockstep)
     scope, ended = trio.CancelScope(), trio.Event()
     with unwrapped(), tempfile.TemporaryDirectory() as folder, trio.fail_after(patience):
@@ -274,7 +305,7 @@ async def serving(
 
 
 def _ways_to_serve(app: App, kind: Kind, listener: MemoryListener, folder: str) -> Callable[..., Any]:
-    if kind == "memory":
+    if kind in ("memory", "compressed"):
         return functools.partial(app.serve_listeners, [listener])
     if kind == "unix":
         return functools.partial(app.serve, unix=Path(folder, "socket"))

@@ -312,6 +312,7 @@ class HalfClosed(Script):
 
     async def peer(self, play: Play, peer: RawPeer) -> None:
         await peer.send("one", "two")
+        assert isinstance(peer.stream, trio.abc.HalfCloseableStream)
         await peer.stream.send_eof()
 
 

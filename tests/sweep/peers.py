@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import trio
 import trio.testing
 
 from trio_crowws.testing import FaultyStream, make_frame
 
-__all__ = ["MemoryListener", "RawPeer", "next_frame"]
+__all__ = ["MemoryListener", "RawPeer", "inflated", "next_frame"]
 
 UPGRADE = (
     b"GET /%s HTTP/1.1\r\nHost: testserver\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+OFFER = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=9\r\n\r\n"
+COMPRESSED = 0x40  # in the first byte of a frame
+TAIL = b"\x00\x00\xff\xff"
 
 
 class RawPeer:
@@ -26,15 +30,19 @@ class RawPeer:
       received: all bytes of the server.
       closes: whether it answers a Close frame.
       pongs: whether it answers pings.
+      compresses: whether it offers compression, and then compresses all that it sends, with a context.
       messages: what it has sent.
     """
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, faults: FaultyStream | None) -> None:
+    def __init__(self, stream: trio.abc.Stream, faults: FaultyStream | None) -> None:
         self.stream = stream
         self.faults = faults
         self.received = bytearray()
         self.closes = True
         self.pongs = True
+        self.compresses = False
+        self._deflate = zlib.compressobj(wbits=-9)
+        self._inflate = zlib.decompressobj(-15)
         self.messages: list[str | bytes] = []
         self.sent_close = False
         self.gone = False  # it has dropped its stream, or seen it break
@@ -54,11 +62,17 @@ class RawPeer:
 
     async def send(self, *messages: str | bytes) -> None:
         frames = [
-            make_frame(1, message.encode()) if isinstance(message, str) else make_frame(2, message)
+            self._frame(1, message.encode()) if isinstance(message, str) else self._frame(2, message)
             for message in messages
         ]
         self.messages += messages
         await self.send_raw(b"".join(frames))
+
+    def _frame(self, opcode: int, payload: bytes) -> bytes:
+        if not self.compresses:
+            return make_frame(opcode, payload)
+        compressed = self._deflate.compress(payload) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
+        return make_frame(opcode, compressed.removesuffix(TAIL), rsv=4)
 
     async def send_close(self, code: int = 1000) -> None:
         self.sent_close = True
@@ -75,7 +89,8 @@ class RawPeer:
 
     async def open(self, path: str = "subject") -> int:
         """Ask for an upgrade; the status of the answer, or 0 if the stream ended before it."""
-        await self.send_raw(UPGRADE % path.encode())
+        request = UPGRADE % path.encode()
+        await self.send_raw(request.removesuffix(b"\r\n") + OFFER if self.compresses else request)
         return await self.read_head()
 
     async def read_head(self) -> int:
@@ -103,7 +118,10 @@ class RawPeer:
         frame = next_frame(self.received, self._position)
         if frame is None:
             return None
+        begin = self._position
         opcode, payload, self._position = frame
+        if self.received[begin] & COMPRESSED:
+            payload = self._inflate.decompress(payload + TAIL)
         return opcode, payload
 
     async def receive_message(self) -> bytes | None:
@@ -141,6 +159,20 @@ def next_frame(data: bytes | bytearray, position: int) -> tuple[int, bytes, int]
     if len(data) < start + size:
         return None
     return data[position] & 0x0F, bytes(data[start : start + size]), start + size
+
+
+def inflated(data: bytes) -> bytes:
+    """The same frames without compression; what is not complete stays as it is."""
+    stream = zlib.decompressobj(-15)
+    frames, position = b"", 0
+    while (frame := next_frame(data, position)) is not None:
+        opcode, payload, end = frame
+        if data[position] & COMPRESSED:
+            frames += make_frame(opcode, stream.decompress(payload + TAIL), mask=False)
+        else:
+            frames += data[position:end]
+        position = end
+    return frames + data[position:]
 
 
 class MemoryListener(trio.abc.Listener[FaultyStream]):

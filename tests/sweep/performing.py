@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import signal
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from itertools import count, pairwise
@@ -15,11 +18,20 @@ from wsproto.connection import Connection as Wire
 from wsproto.connection import ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 
-from sweep.peers import MemoryListener, RawPeer, next_frame
+from support.certificates import TLS, make_tls
+from sweep.peers import MemoryListener, RawPeer, inflated, next_frame
 from sweep.playing import PATIENCE, Cut, Cutter, Play, Script, Style
 from trio_crowws import CloseTimeout, ConnectionLost, HeartbeatTimeout, Server, SlowConsumer, State
 
-__all__ = ["Performance", "SocketPerformance", "StreamPerformance", "perform", "sweep"]
+__all__ = [
+    "InterruptedPerformance",
+    "Performance",
+    "SocketPerformance",
+    "StreamPerformance",
+    "TLSPerformance",
+    "perform",
+    "sweep",
+]
 
 BROKEN = (CloseTimeout, ConnectionLost, HeartbeatTimeout, SlowConsumer)
 """The reasons for which a stream may end anywhere."""
@@ -198,6 +210,76 @@ class SocketPerformance(Performance):
         return RawPeer(await trio.open_tcp_stream("127.0.0.1", self.play.server.port), None)
 
 
+class TLSPerformance(SocketPerformance):
+    """The same over TLS on TCP. A peer cannot end one direction alone, so there is no `send_eof`."""
+
+    async def _serve(self, *, task_status: trio.TaskStatus[Server]) -> None:
+        self.cutter.count_below(trio.lowlevel.current_task())
+        with self.play.scope:
+            await self.play.app.serve("127.0.0.1", 0, ssl_context=_tls().server, task_status=task_status)
+
+    async def _connect(self) -> RawPeer:
+        plain = await trio.open_tcp_stream("127.0.0.1", self.play.server.port)
+        # As browsers do: no alert is expected or sent at the end.
+        stream = trio.SSLStream(plain, _tls().client, server_hostname="localhost", https_compatible=True)
+        return RawPeer(stream, None)
+
+
+@functools.cache
+def _tls() -> TLS:
+    with tempfile.TemporaryDirectory() as folder:
+        return make_tls(Path(folder))
+
+
+class InterruptedPerformance(Performance):
+    """The server runs in the main task, and Ctrl-C is pressed: Trio raises KeyboardInterrupt there, shielded or not."""
+
+    def __init__(self, play: Play) -> None:
+        super().__init__(play)
+        self.cutter.strike = lambda _: signal.raise_signal(signal.SIGINT)
+        self.interrupted = False
+
+    async def run(self) -> None:
+        with logged() as log:
+            before = trio.lowlevel.current_statistics().tasks_living
+            try:
+                with trio.fail_after(PATIENCE):
+                    async with trio.open_nursery() as nursery:
+                        started = trio.Event()
+                        nursery.start_soon(self._play_beside, started)
+                        await self._serve(task_status=Started(self.play, started))
+                        self.cutter.shut(self.play.scope)
+                    await trio.lowlevel.checkpoint()  # at the latest here, where it came with the last step
+            except* KeyboardInterrupt:
+                self.interrupted = True
+            assert trio.lowlevel.current_statistics().tasks_living == before
+        check_log(self.play, log)
+        self._check_end()
+
+    async def _play_beside(self, started: trio.Event) -> None:
+        # Shielded: what is cancelled is the server's business, and the peers are its judges.
+        self.cutter.ignore(trio.lowlevel.current_task())
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE / 2) as patience:
+            await started.wait()
+            await self._play_all()
+        assert not patience.cancelled_caught, "the play does not end"
+
+    def _check_cancelled(self) -> None:
+        assert self.interrupted
+
+
+class Started(trio.TaskStatus[Server]):
+    """Hands the server to its play."""
+
+    def __init__(self, play: Play, event: trio.Event) -> None:
+        self._play = play
+        self._event = event
+
+    def started(self, value: Server) -> None:
+        self._play.server = value
+        self._event.set()
+
+
 def open_files() -> dict[str, str]:
     """What the descriptors of this process stand for."""
     files = {}
@@ -240,6 +322,7 @@ class StreamPerformance(Performance):
 
 async def play_subject(play: Play, subject: RawPeer) -> None:
     """The life of the subject, as its peer sees it."""
+    subject.compresses = "compression" in play.script.options
     async with trio.open_nursery() as beside:
         beside.start_soon(play.script.beside, play)
         if await subject.open() == 101:
@@ -347,6 +430,9 @@ def check_wire(play: Play, subject: RawPeer) -> None:
         check_answer(play, head, rest)
         return
     assert not play.script.refused
+    if play.script.options.get("compression") is not None:
+        assert b"Sec-WebSocket-Extensions: permessage-deflate" in head
+        rest = inflated(rest)
     frames = whole_frames(rest)
     check_frames(rest)
     messages = [payload for opcode, payload in frames if opcode in (1, 2) and payload != b"to all"]

@@ -49,6 +49,7 @@ class Cutter(trio.abc.Instrument):
       done: whether a scope was cancelled.
       runnable: the tasks that wait for nothing but their turn.
       on_cut: called just before the scope is cancelled.
+      strike: what is done to the scope instead of cancelling it.
     """
 
     def __init__(self, at: int) -> None:
@@ -56,6 +57,7 @@ class Cutter(trio.abc.Instrument):
         self._scopes: list[trio.CancelScope] = []
         self._inside: dict[trio.lowlevel.Task, bool] = {}
         self.on_cut: Callable[[], None] = lambda: None
+        self.strike: Callable[[trio.CancelScope], None] = trio.CancelScope.cancel
         self.points = 0
         self.done = False
         self.runnable: set[trio.lowlevel.Task] = set()
@@ -63,6 +65,10 @@ class Cutter(trio.abc.Instrument):
     def count_below(self, root: trio.lowlevel.Task) -> None:
         """Only tasks at or below `root` count."""
         self._inside[root] = True
+
+    def ignore(self, root: trio.lowlevel.Task) -> None:
+        """Nor do tasks at or below `root`."""
+        self._inside[root] = False
 
     def open(self, scope: trio.CancelScope) -> None:
         """Count from now on."""
@@ -84,7 +90,7 @@ class Cutter(trio.abc.Instrument):
         """Cancel a scope now."""
         self.done = True
         self.on_cut()
-        scope.cancel()
+        self.strike(scope)
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
         self.runnable.add(task)

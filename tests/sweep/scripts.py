@@ -27,6 +27,9 @@ from sweep.playing import Script
 from sweep.talks import (
     Children,
     CloseWhileSending,
+    CompressedSenders,
+    CompressedStalled,
+    CompressedTalk,
     Flood,
     HandlerSleeps,
     NewHandler,
@@ -42,7 +45,7 @@ from sweep.talks import (
     TalkEarly,
 )
 
-__all__ = ["ON_SOCKETS", "SCRIPTS", "Flood"]
+__all__ = ["INTERRUPTED", "ON_SOCKETS", "ON_TLS", "SCRIPTS", "Flood"]
 
 SCRIPTS: tuple[type[Script], ...] = (
     Talk,
@@ -78,6 +81,9 @@ SCRIPTS: tuple[type[Script], ...] = (
     HalfClosed,
     AbortByHandler,
     NewHandler,
+    CompressedTalk,
+    CompressedStalled,
+    CompressedSenders,
 )
 
 ON_SOCKETS: tuple[type[Script], ...] = (
@@ -92,5 +98,22 @@ ON_SOCKETS: tuple[type[Script], ...] = (
     Rooms,
     HalfClosed,
     AbortByHandler,
+    CompressedTalk,
 )
 """Those that need no fault of a memory stream."""
+
+ON_TLS: tuple[type[Script], ...] = (Talk, TalkEarly, LocalClose, Draining, AcceptSleeps, Refusal, Fault, AbortByHandler)
+"""Those of them that never end one direction alone."""
+
+INTERRUPTED: tuple[type[Script], ...] = (
+    Talk,
+    LocalClose,
+    HandlerSleeps,
+    Draining,
+    ClosingBusy,
+    ClosingHalfOpen,
+    AcceptSleeps,
+    Fault,
+    Children,
+)
+"""Sessions in all their phases, the server's own end among them."""

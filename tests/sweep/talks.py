@@ -9,13 +9,16 @@ import trio
 
 from sweep.peers import RawPeer
 from sweep.playing import Cut, Play, Script, Style
-from trio_crowws import Connection, ConnectionClosed, Handler
+from trio_crowws import Connection, ConnectionClosed, Deflate, Handler
 
 __all__ = [
     "ASYNC",
     "CALLED",
     "Children",
     "CloseWhileSending",
+    "CompressedSenders",
+    "CompressedStalled",
+    "CompressedTalk",
     "Flood",
     "HandlerSleeps",
     "NewHandler",
@@ -220,6 +223,28 @@ class Senders(Script):
         peer.faults.flow()
         await trio.sleep(1)
         await peer.send_close()
+
+
+# Every message is compressed, with a context: one that was compressed and not sent would spoil all that come after it.
+COMPRESSED = Deflate(threshold=0, server_no_context_takeover=False)
+
+
+class CompressedTalk(Talk):
+    """The same as `Talk`, compressed."""
+
+    options: ClassVar[dict[str, Any]] = {"compression": COMPRESSED}
+
+
+class CompressedStalled(Stalled):
+    """The same as `Stalled`, compressed: what waits becomes so small that a byte has to be too much."""
+
+    options: ClassVar[dict[str, Any]] = {"compression": COMPRESSED, "send_high_water": 1}
+
+
+class CompressedSenders(Senders):
+    """The same as `Senders`, compressed."""
+
+    options: ClassVar[dict[str, Any]] = {"compression": COMPRESSED, "send_high_water": 1}
 
 
 class Rooms(Script):

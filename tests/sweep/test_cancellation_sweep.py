@@ -17,9 +17,17 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sweep.peers import MemoryListener
-from sweep.performing import Performance, SocketPerformance, StreamPerformance, open_files, sweep
+from sweep.performing import (
+    InterruptedPerformance,
+    Performance,
+    SocketPerformance,
+    StreamPerformance,
+    TLSPerformance,
+    open_files,
+    sweep,
+)
 from sweep.playing import Cut, Cutter, Script, Style
-from sweep.scripts import ON_SOCKETS, SCRIPTS, Flood
+from sweep.scripts import INTERRUPTED, ON_SOCKETS, ON_TLS, SCRIPTS, Flood
 from trio_crowws import App, Connection, Server
 
 SHARE = 1 if os.environ.get("SWEEP") == "all" else 9
@@ -74,6 +82,22 @@ def test_a_session_survives_every_cancellation(script: type[Script], style: Styl
 def test_a_session_over_tcp_survives_every_cancellation(script: type[Script], style: Style, cut: Cut) -> None:
     """The same on sockets of the poller, and no descriptor stays open."""
     sweep_reproducibly(script, style, cut, SocketPerformance)
+
+
+@pytest.mark.parametrize(("script", "style", "cut"), cases(ON_TLS, SHARE), ids=name_case)
+def test_a_session_over_tls_survives_every_cancellation(script: type[Script], style: Style, cut: Cut) -> None:
+    """The same over TLS."""
+    sweep_reproducibly(script, style, cut, TLSPerformance)
+
+
+@pytest.mark.parametrize(
+    ("script", "style"),
+    [(script, script.styles[index % len(script.styles)]) for index, script in enumerate(INTERRUPTED)],
+    ids=name_case,
+)
+def test_a_session_survives_every_interruption(script: type[Script], style: Style) -> None:
+    """Whenever Ctrl-C is pressed: KeyboardInterrupt leaves the server, and the contract holds as for a cancellation."""
+    sweep_reproducibly(script, style, "server", InterruptedPerformance)
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,7 @@ class Life(Script):
         faults, stream = self._peer.faults, self._peer.stream
         assert faults is not None
         if kind == "eof":
+            assert isinstance(stream, trio.abc.HalfCloseableStream)
             await stream.send_eof()
         elif kind == "break":
             self.breaks = True

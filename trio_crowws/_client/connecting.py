@@ -72,10 +72,16 @@ class Plan(NamedTuple):
 
 @final
 class Connecting:
-    """What `connect` returns: `async with` makes the connection, and ends it."""
+    """What `connect` returns: `async with` makes the connection, and ends it.
+
+    Attributes:
+      callbacks: those of the connection; whoever wants to see its pings enters a function before it begins.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self.callbacks = Callbacks()
+        self.callbacks.session = _BLOCK
         self._used = False
         self._shared: SharedEngine | None = None
         self._opening: Opening | None = None
@@ -180,7 +186,10 @@ class Connecting:
         try:
             local, remote = plain_address(sock.getsockname()) or None, plain_address(sock.getpeername())
             hostname = None if context is None else target.server_hostname
-            return self._shared.engine.add_socket(sock, opening, local, remote, context, math.inf, hostname)
+            transport = self._shared.engine.add_socket(sock, opening, local, remote, context, math.inf, hostname)
+            opening.transport = transport
+            transport.start()
+            return transport
         except Exception as error:  # it was reset at once, the system cannot watch one more, or TLS refuses the name
             sock.close()
             raise ConnectFailed(f"cannot use the connection to {target.authority}: {error}") from error
@@ -211,7 +220,7 @@ class Connecting:
             secure=transport.secure,
         )
         described.compact()
-        conn, self._nursery = _make_connection(described, options, transport, shared, reader)
+        conn, self._nursery = _make_connection(described, options, transport, shared, reader, self.callbacks)
         conn.response = response
         conn.subprotocol = subprotocol
         transport.receiver = conn
@@ -286,11 +295,14 @@ def _same_origin(one: Target, other: Target) -> bool:
 
 
 def _make_connection(
-    request: Request, options: Options, transport: Transport, shared: SharedEngine, reader: FrameReader
+    request: Request,
+    options: Options,
+    transport: Transport,
+    shared: SharedEngine,
+    reader: FrameReader,
+    callbacks: Callbacks,
 ) -> tuple[Connection, Nursery]:
     nursery = Nursery(shared.engine, lambda: conn._finish(1001))
-    callbacks = Callbacks()
-    callbacks.session = _BLOCK
     conn = Connection(
         f"client{next(_numbers)}",
         request,
@@ -329,6 +341,10 @@ class _NoRooms:
         return frozenset()
 
     def publish(
-        self, room: str, data: str | bytes | bytearray | memoryview, exclude: Iterable[Connection]
+        self,
+        room: str,
+        data: str | bytes | bytearray | memoryview,
+        exclude: Iterable[Connection],
+        compress: bool | None,
     ) -> PublishResult:
         raise RuntimeError("rooms belong to the application of a server; a client's connection cannot publish")

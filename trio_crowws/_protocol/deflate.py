@@ -1,9 +1,9 @@
-"""permessage-deflate for the messages themselves (RFC 7692 section 7.2): inflating what comes, deflating what goes.
+"""permessage-deflate, the way in (RFC 7692 section 7.2.2): inflating what the peer has compressed.
 
 A message is compressed as a whole, and the last four bytes of what zlib makes, always 00 00 FF FF, are left out. The
 first frame of a compressed message has RSV1 set.
 
-Inflating. A few bytes can become a thousand times as many, so nothing is ever inflated further than to the first byte
+A few bytes can become a thousand times as many, so nothing is ever inflated further than to the first byte
 beyond `max_payload`, and that in small steps, so that not even the step that goes too far takes much memory. zlib may
 hold back output when it was not given enough room for it, even when it has taken all of its input: a step that filled
 its room is followed by another one. The work is bounded as well. The compressed message may not be larger than
@@ -19,9 +19,6 @@ Decisions where the standard leaves a choice
 * A compressed message without any payload is an empty message, although a sender should have put a 00 there; so is a
   message that lacks the 00 after its last stream complete.
 * What is larger than `max_payload` once inflated fails with 1009, as every message does that is too large.
-
-Deflating. Where no context is kept, one zlib object does for all connections: the full flush behind every message makes
-it forget what it has seen, and that costs less than making a new object.
 """
 
 from __future__ import annotations
@@ -35,24 +32,28 @@ from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opc
 
 from ..errors import InvalidUTF8, PayloadTooBig, ProtocolError
 from .chunks import Chunks
-from .encoding import BINARY, TEXT, frame_header
+from .encoding import BINARY, MAX_SHORT, TEXT
+from .headers import MASKED, NO_LIMIT, scan
+from .masking import unmask
 
 if TYPE_CHECKING:
-    from .deflate_offer import Agreement, Setting
+    from .deflate_offer import Agreement
 
-__all__ = ["RSV1", "Compressor", "Inflater", "encode_compressed"]
+__all__ = ["COMPRESSED", "ENOUGH", "RSV1", "Inflater"]
 
 RSV1: Final = 0x40  # in the first byte of a frame
+COMPRESSED: Final = (TEXT | RSV1, BINARY | RSV1)  # first bytes of a compressed message in one frame
 
 _TAIL: Final = b"\x00\x00\xff\xff"
-_EMPTY: Final = b"\x00"  # a message without payload, without its tail
-
-_NO_LIMIT: Final = (1 << 63) - 1  # a length is a 63-bit number
 
 # One step: as much as CPython's zlib module allocates at once, and an input that is short enough for being copied after
 # every step that did not use all of it.
 _STEP: Final = 32 * 1024
 _INPUT: Final = 16 * 1024
+
+# Bytes that compressed messages may become before somebody looks whether to read on: about what a read without
+# compression brings at most. A read full of small bombs would else be a hundred times that.
+ENOUGH: Final = 64 * 1024
 
 # Streams of one message. A sender may end one with every frame; but each needs some seven kilobytes made ready, and may
 # be two bytes long.
@@ -64,7 +65,7 @@ class Inflater(Extension):
 
     It is an extension of wsproto that keeps the messages to itself: wsproto sees their frames, and judges them, but as
     if they were empty, so that what was inflated is copied no more often than needed. `take` has the message once its
-    last frame is complete. Whole messages may be given to `inflate` instead, between two messages.
+    last frame is complete. Between two messages, one that has come completely may be given to `take_frame` instead.
 
     Args:
       agreement: what was agreed with the peer.
@@ -74,13 +75,15 @@ class Inflater(Extension):
     Attributes:
       breach: why wsproto was told to fail the connection, once it was.
       compressed_limit: the most bytes that a compressed message may have on the wire.
+      inflated: bytes that compressed messages have become; for the caller to set back and look at.
     """
 
     name = "permessage-deflate"
 
     def __init__(self, agreement: Agreement, max_payload: int | None, *, client: bool = False) -> None:
         self.breach: ProtocolError | None = None
-        self._limit = _NO_LIMIT if max_payload is None else max_payload
+        self.inflated = 0
+        self._limit = NO_LIMIT if max_payload is None else max_payload
         # Incompressible data grows by five bytes for each block, and by an eighth where it is coded all the same.
         self.compressed_limit = self._limit + self._limit // 8 + 1024
         # Negative: without the header of the zlib format.
@@ -106,6 +109,32 @@ class Inflater(Extension):
         """Return the message that has just been completed, or `None` if it was not compressed."""
         message, self._message = self._message, None
         return message
+
+    def take_frame(self, data: bytes, position: int, masking: tuple[bool, ...]) -> tuple[str | bytes, int] | None:
+        """Inflate a message that has come completely, in one frame whose header is as plain as it can be.
+
+        Args:
+          data: what has come; at `position` the frame begins, with one of `COMPRESSED`.
+          position: see there.
+          masking: whether a frame may be masked.
+
+        Returns:
+          The message and the position behind its frame; `None` for any other frame.
+
+        Raises:
+          ProtocolError: as `inflate` does.
+        """
+        start, length = scan(data, position)
+        stop = start + length
+        masked = data[position + 1] >= MASKED
+        shortest = 2 if length <= MAX_SHORT else 4 if length < 1 << 16 else 10
+        plain = masked in masking and start - position == (shortest + 4 if masked else shortest)
+        if not plain or stop > len(data) or length > self.compressed_limit:
+            return None
+        payload = data[start:stop]
+        if masked and payload:
+            payload = unmask(payload, data[start - 4 : start])
+        return self.inflate(payload, text=data[position] == TEXT | RSV1), stop
 
     def inflate(self, payload: bytes, *, text: bool) -> str | bytes:
         """Inflate the payload of a message that came in one frame.
@@ -212,6 +241,7 @@ class Inflater(Extension):
     def _message_of(self, payload: bytes) -> str | bytes:
         if not self._keeps_context:
             self._stream = None
+        self.inflated += len(payload)
         if not self._text:
             return payload
         try:
@@ -292,60 +322,3 @@ def _too_big(size: int, limit: int) -> PayloadTooBig:
 
 def _corrupt() -> ProtocolError:
     return ProtocolError(CloseReason.INVALID_FRAME_PAYLOAD_DATA.value, "the compressed data is corrupt")
-
-
-class Compressor:
-    """Compresses messages, each as a whole.
-
-    One that keeps no context may serve any number of connections; one that does belongs to one connection, and every
-    message it has compressed must be sent, in that order. Neither is for more than one thread.
-
-    Args:
-      setting: how, as in `Agreement.setting`.
-
-    Attributes:
-      setting: the same.
-    """
-
-    __slots__ = ("_flush", "_stream", "setting")
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self._stream = zlib.compressobj(setting.level, zlib.DEFLATED, -setting.window_bits, setting.mem_level)
-        self._flush = zlib.Z_SYNC_FLUSH if setting.keeps_context else zlib.Z_FULL_FLUSH
-
-    def compress(self, payload: bytes | bytearray) -> bytes:
-        """Return the payload of the frame: `payload` compressed, without the last four bytes."""
-        # zlib does nothing where there is nothing to flush, so it is not asked.
-        return (self._stream.compress(payload) + self._stream.flush(self._flush))[:-4] if payload else _EMPTY
-
-
-def encode_compressed(data: str | bytes | bytearray | memoryview, compressor: Compressor, threshold: int = 0) -> bytes:
-    """Return the frame of a message, compressed if that is worth it: text for a `str`, binary for everything else.
-
-    A message that does not get smaller is sent as it is, unless the peer has to see it because a context is kept.
-
-    Args:
-      data: the message.
-      compressor: of the connection, or of its setting.
-      threshold: do not compress fewer bytes than this.
-
-    Raises:
-      TypeError: `data` is none of the four types.
-      ValueError: a lone surrogate in a `str` (`UnicodeEncodeError`).
-    """
-    payload: bytes | bytearray
-    if isinstance(data, str):
-        first, payload = TEXT, data.encode()
-    elif isinstance(data, (bytes, bytearray)):
-        first, payload = BINARY, data
-    elif isinstance(data, memoryview):
-        first, payload = BINARY, data.tobytes()  # zlib wants it in one piece
-    else:
-        raise TypeError(f"a message must be str, bytes, bytearray or memoryview, not {type(data).__name__}")
-    size = len(payload)
-    if size >= threshold:
-        compressed = compressor.compress(payload)
-        if compressor.setting.keeps_context or len(compressed) < size:
-            return frame_header(first | RSV1, len(compressed)) + compressed
-    return frame_header(first, size) + payload

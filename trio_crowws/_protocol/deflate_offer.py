@@ -15,18 +15,16 @@ work is proportional to the size of a head that is limited already.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
+from .._deflate import MAX_WINDOW_BITS, MIN_WINDOW_BITS, Deflate
 from ..errors import HandshakeError
 
-__all__ = ["Agreement", "Deflate", "Setting", "check_answer", "make_offer", "negotiate"]
+__all__ = ["Agreement", "Setting", "check_answer", "make_offer", "negotiate"]
 
 NAME: Final = "permessage-deflate"
-
-MAX_WINDOW_BITS: Final = 15  # what both sides use unless they agree otherwise
-_MIN_WINDOW_BITS: Final = 9  # of a window that zlib can compress with; it inflates with 8, too
 
 _SERVER_CONTEXT: Final = "server_no_context_takeover"
 _CLIENT_CONTEXT: Final = "client_no_context_takeover"
@@ -52,15 +50,6 @@ class _Malformed(Exception):
     """An element of the header cannot be read, or has a parameter that must not be there."""
 
 
-_RANGES: Final[Mapping[str, tuple[int, int | None]]] = {
-    "threshold": (0, None),
-    "level": (1, 9),
-    "mem_level": (1, 9),
-    _SERVER_BITS: (_MIN_WINDOW_BITS, MAX_WINDOW_BITS),
-    _CLIENT_BITS: (_MIN_WINDOW_BITS, MAX_WINDOW_BITS),
-}
-
-
 class Setting(NamedTuple):
     """All that decides how a message is compressed.
 
@@ -71,58 +60,6 @@ class Setting(NamedTuple):
     level: int
     mem_level: int
     keeps_context: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deflate:
-    """How messages are compressed (permessage-deflate, RFC 7692) with peers that can do that as well.
-
-    The defaults suit a server with many connections. It keeps no context between the messages it sends, so it needs no
-    compressor per connection and sends one compressed frame to a whole room. Level 3 takes 60 to 80% of the time of
-    zlib's usual 6 and makes frames that are 5 to 15% larger. Windows of 12 bits (4 KiB) find nearly all that larger
-    ones find in messages of up to 16 KiB.
-
-    A connection whose client compresses needs about `8 KiB + 2**client_max_window_bits` bytes from its first compressed
-    message on: 12 KiB with the defaults, 40 KiB where the client cannot limit its window, and nothing between messages
-    with `client_no_context_takeover`. With `server_no_context_takeover=False` it needs another
-    `6 KiB + 2**(server_max_window_bits + 2) + 2**(mem_level + 9)`: 38 KiB with the defaults, 262 KiB with 15 and 8.
-
-    Raises:
-      TypeError: a value is of the wrong type.
-      ValueError: a value is out of range.
-    """
-
-    threshold: int = 1024
-    """Messages of fewer bytes are sent as they are."""
-    level: int = 3
-    """1, the fastest, to 9, the smallest."""
-    mem_level: int = 5
-    """1 to 9: how much memory zlib may use beyond the window."""
-    server_max_window_bits: int = 12
-    """9 to 15: the window of what the server sends has at most two to the power of this bytes."""
-    client_max_window_bits: int = 12
-    """9 to 15: the same for what the client sends; 15 where the client does not offer to limit it."""
-    server_no_context_takeover: bool = True
-    """The server compresses each message by itself."""
-    client_no_context_takeover: bool = False
-    """The client has to compress each message by itself."""
-
-    def __post_init__(self) -> None:
-        for name, (minimum, maximum) in _RANGES.items():
-            value = getattr(self, name)
-            allowed = f"an int of at least {minimum}" if maximum is None else f"an int from {minimum} to {maximum}"
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(_refusal(name, value, allowed))
-            if value < minimum or (maximum is not None and value > maximum):
-                raise ValueError(_refusal(name, value, allowed))
-        for name in _FLAGS:
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise TypeError(_refusal(name, value, "True or False"))
-
-
-def _refusal(name: str, value: object, allowed: str) -> str:
-    return f"Deflate option {name}={value!r} is not allowed; it must be {allowed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +116,7 @@ def _accept(offer: Parameters, config: Deflate) -> Agreement:
         client_bits = min(config.client_max_window_bits, _bits(offer, _CLIENT_BITS, optional=True) or MAX_WINDOW_BITS)
     if offer.keys() - {*_FLAGS, _SERVER_BITS, _CLIENT_BITS}:
         raise _Malformed("an unknown parameter")
-    if server_bits < _MIN_WINDOW_BITS:
+    if server_bits < MIN_WINDOW_BITS:
         raise _Malformed("a window that zlib does not have")
     answer = [NAME]
     if server_no_context:
@@ -252,7 +189,7 @@ def _agree(answer: Parameters, config: Deflate) -> Agreement:
         raise _Malformed(f"{_SERVER_BITS} is missing or larger than offered")
     if _CLIENT_BITS in answer and client_bits > config.client_max_window_bits:
         raise _Malformed(f"{_CLIENT_BITS} is larger than offered")
-    if client_bits < _MIN_WINDOW_BITS:
+    if client_bits < MIN_WINDOW_BITS:
         raise _Malformed(f"{_CLIENT_BITS} is less than zlib can do")
     # What a client said about itself in its offer holds, whether or not the server repeats it.
     client_bits = min(client_bits, config.client_max_window_bits)

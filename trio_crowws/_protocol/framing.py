@@ -7,11 +7,11 @@ wsproto is the referee: it decides what is legal. But nearly every frame of a li
 can be, and for those there is nothing to decide and wsproto's care costs ten times what the work itself costs. So there
 are two lanes, and this module is mostly about when to change between them.
 
-*Plain* is a text, binary, ping or pong frame that is not fragmented, has no reserved bit set, is masked as it must be,
-states its length in the shortest form, and is within the limits. Such a frame is decoded right here. *Everything else*
-goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first needed: fragmented
-messages and all that comes between their frames, Close frames, and whatever is wrong in any way. The fast lane does
-not fail a connection: it declines a frame, and the referee finds the words.
+*Plain* is a text, binary, ping, pong or Close frame that is not fragmented, has no reserved bit set, is masked as it
+must be, states its length in the shortest form, and is within the limits. Such a frame is decoded right here.
+*Everything else* goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first
+needed: fragmented messages and all that comes between their frames, and whatever is wrong in any way. The fast lane
+does not fail a connection: it declines a frame, and the referee finds the words.
 
 For the lanes to change, wsproto must stand at the beginning of a frame whenever the fast lane runs. What it once got
 cannot be taken back, so it is given exactly one frame at a time (in pieces, as they come), and it owns the connection
@@ -52,22 +52,19 @@ from typing import Final, TypeAlias
 from wsproto import events as wsproto_events
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 
-from .._closeinfo import CloseCode
+from .._closeinfo import CloseCode, check_close
 from ..errors import InvalidUTF8, ProtocolError
 from .chunks import Chunks
-from .deflate import RSV1, Inflater
+from .deflate import COMPRESSED, ENOUGH, Inflater
 from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT, frame_header
+from .headers import LENGTH_FIELD, MASKED, NO_LIMIT, mask_header, scan
 from .limits import ControlRate, Limits
 from .masking import unmask
 
 __all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
 
 _DATA: Final = (TEXT, BINARY)
-_COMPRESSED: Final = (TEXT | RSV1, BINARY | RSV1)
-_PING_PONG: Final = (PING, PONG)
-_MASKED: Final = 0x80  # in the second byte; the rest of that is the length, or says where the length stands
-_LENGTH_FIELD: Final = 0x7F
-_NO_LIMIT: Final = (1 << 63) - 1  # a length is a 63-bit number
+_CONTROL: Final = (PING, PONG, CLOSE)
 _ZERO_KEY: Final = bytes(4)
 
 # An integer times one of these repeats a four-byte key often enough for a payload of that length, and the shift cuts
@@ -157,7 +154,7 @@ class FrameReader:
     ) -> None:
         self.backlog = False
         self.finished = False
-        self._max_payload = _NO_LIMIT if max_payload is None else max_payload
+        self._max_payload = NO_LIMIT if max_payload is None else max_payload
         self._max_fragments = max_fragments
         self._rate = None if control_rate is None else ControlRate(control_rate, clock)
         self._client = client
@@ -166,7 +163,7 @@ class FrameReader:
         self._masking = (False,) if client else (True, False) if allow_unmasked else (True,)
         # `receive` itself takes short frames up to this size; they are masked where this side is the server.
         self._max_short = min(MAX_SHORT, self._max_payload)
-        self._mask_bit = 0 if client else _MASKED
+        self._mask_bit = 0 if client else MASKED
         self._owner: _Partial | _Referee | None = None
         self._referee: _Referee | None = None
         self._rest = b""  # bytes that were not parsed, from `_position` on
@@ -183,12 +180,16 @@ class FrameReader:
         Args:
           data: the next bytes of the stream; empty to go on with the backlog.
           limit: how many frames to look at. A frame makes one event at most, and the first frames of a fragmented
-            message make none: `backlog`, not the number of events, says whether to call again.
+            message make none: `backlog`, not the number of events, says whether to call again. Fewer are looked at
+            when compressed messages have become 64 KiB.
         """
         events: list[Event] = []
         if self.finished:
             return events
         self.backlog = False
+        inflater = self._inflater
+        if inflater is not None:
+            inflater.inflated = 0
         position = 0
         if self._rest:
             if data:
@@ -228,6 +229,9 @@ class FrameReader:
             if position == before or self.finished:
                 break
             plain = self._owner is None
+            if inflater is not None and inflater.inflated > ENOUGH:
+                self.backlog = position < end
+                break
         else:
             self.backlog = position < end
         if position < end or self._rest:
@@ -252,11 +256,11 @@ class FrameReader:
         if end - position < 2:
             return position
         first = data[position]
-        length = data[position + 1] & _LENGTH_FIELD
+        length = data[position + 1] & LENGTH_FIELD
         masked = data[position + 1] != length
         is_data = first in _DATA
-        if masked not in self._masking or not (is_data or (first in _PING_PONG and length <= MAX_SHORT)):
-            if first in _COMPRESSED and self._inflater is not None:
+        if masked not in self._masking or not (is_data or (first in _CONTROL and length <= MAX_SHORT)):
+            if first in COMPRESSED and self._inflater is not None:
                 return self._take_compressed(self._inflater, data, position, events)
             return self._refer(data, position, events)
         start = position + 2
@@ -280,6 +284,8 @@ class FrameReader:
             if event is None:
                 return self._refer(data, position, events)
             events.append(event)
+            if first == CLOSE:
+                self.finish()
             return stop
         if start <= end and is_data:
             self._owner = _Partial(first, key, length)
@@ -288,26 +294,17 @@ class FrameReader:
 
     def _take_compressed(self, inflater: Inflater, data: bytes, position: int, events: list[Event]) -> int:
         """Inflate a message that has come completely, in one frame; refer any other frame; return as `_take_plain`."""
-        start, length = _scan(data, position)
-        stop = start + length
-        first = data[position]
-        masked = data[position + 1] >= _MASKED
-        header = 2 if length <= MAX_SHORT else 4 if length < 1 << 16 else 10
-        plain = masked in self._masking and start - position == (header + 4 if masked else header)
-        if not plain or stop > len(data) or length > inflater.compressed_limit:
-            return self._refer(data, position, events)
-        payload = data[start:stop]
         try:
-            events.append(
-                inflater.inflate(
-                    unmask(payload, data[start - 4 : start]) if masked and payload else payload,
-                    text=first == TEXT | RSV1,
-                )
-            )
+            taken = inflater.take_frame(data, position, self._masking)
         except ProtocolError as error:
             events.append(Fault(error))
-            self._finish()
-        return stop
+            self.finish()
+            return len(data)
+        if taken is None:
+            return self._refer(data, position, events)
+        message, position = taken
+        events.append(message)
+        return position
 
     def _decode(self, first: int, payload: bytes) -> Event | None:
         """The event that a plain frame makes; `None` if the referee has to say what is wrong with it."""
@@ -318,6 +315,8 @@ class FrameReader:
                 return payload.decode()
             except UnicodeDecodeError:
                 return None
+        if first == CLOSE:
+            return _decode_close(payload)
         if self._rate is not None and not self._rate.take():
             return None
         return Ping(payload) if first == PING else Pong(payload)
@@ -348,13 +347,15 @@ class FrameReader:
             self._referee = referee = _Referee(self._client, self._allow_unmasked, limits, inflater)
         position = referee.take(data, position, events)
         if referee.finished:
-            self._finish()
+            self.finish()
         else:
             self._owner = referee if referee.busy else None
         return position
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Take nothing more, and let go of everything."""
         self.finished = True
+        self._rest = b""
         self._owner = self._referee = self._inflater = None
 
 
@@ -389,7 +390,7 @@ class _Partial:
     def frame(self, *, masked: bool) -> bytes:
         """The frame so far, in an equivalent form."""
         header = frame_header(self._first, self._length)
-        return (_mask_header(header) + _ZERO_KEY if masked else header) + self._chunks.join()
+        return (mask_header(header) + _ZERO_KEY if masked else header) + self._chunks.join()
 
 
 class _Referee:
@@ -426,10 +427,10 @@ class _Referee:
             self._left -= stop - position
             self._judge(data[position:stop], events)
             return stop
-        start, length = _scan(data, position)
+        start, length = scan(data, position)
         head = data[position : min(start, end)]
-        if self._allow_unmasked and len(head) > 1 and head[1] < _MASKED:
-            head = _mask_header(head) + (_ZERO_KEY if start <= end else b"")
+        if self._allow_unmasked and len(head) > 1 and head[1] < MASKED:
+            head = mask_header(head) + (_ZERO_KEY if start <= end else b"")
         if start > end:
             fresh = head[self._handed :]
             self._handed = len(head)
@@ -437,7 +438,7 @@ class _Referee:
             return position
         stop = min(start + length, end)
         payload = data[start:stop]
-        if head[0] == CLOSE and 2 <= length <= MAX_SHORT and (head[1] >= _MASKED) != self._client:
+        if head[0] == CLOSE and 2 <= length <= MAX_SHORT and (head[1] >= MASKED) != self._client:
             if len(payload) < length:
                 return position  # wsproto would wait for all of it, too
             payload = self._disguise(payload, _ZERO_KEY if self._client else head[-4:])
@@ -464,7 +465,8 @@ class _Referee:
                 events.append(Ping(bytes(event.payload)))
             elif isinstance(event, wsproto_events.Pong):
                 events.append(Pong(bytes(event.payload)))
-            elif isinstance(event, wsproto_events.CloseConnection):
+            else:
+                assert isinstance(event, wsproto_events.CloseConnection), event
                 self.finished = True
                 # A failure looks like a Close frame of the peer with that code; but it does not change the state.
                 failed = self._connection.state is ConnectionState.OPEN
@@ -496,20 +498,11 @@ class _Referee:
         return CloseReceived(None if code == CloseCode.NO_STATUS else int(code), event.reason or "")
 
 
-def _mask_header(header: bytes) -> bytes:
-    """The same header with the mask bit set."""
-    return bytes((header[0], header[1] | _MASKED)) + header[2:]
-
-
-def _scan(data: bytes, position: int) -> tuple[int, int]:
-    """Where a frame's payload begins (beyond the end if the header is incomplete), and how long it is."""
-    start = position + 2
-    if start > len(data):
-        return start, 0
-    second = data[position + 1]
-    length = second & _LENGTH_FIELD
-    if length > MAX_SHORT:
-        field = start
-        start += 2 if length == 126 else 8
-        length = int.from_bytes(data[field:start])
-    return start + (4 if second >= _MASKED else 0), length
+def _decode_close(payload: bytes) -> CloseReceived | None:
+    """What an orderly Close frame says; `None` if the referee has to say what is wrong with it."""
+    if not payload:
+        return CloseReceived(None, "")
+    try:
+        return CloseReceived(*check_close(int.from_bytes(payload[:2]), payload[2:].decode()))
+    except ValueError:  # a code that must not be sent, half a code, or a reason that is not UTF-8
+        return None

@@ -47,7 +47,11 @@ class RoomsLike(Protocol):
     def leave(self, conn: Connection, room: str) -> bool: ...
     def of(self, conn: Connection) -> frozenset[str]: ...
     def publish(
-        self, room: str, data: str | bytes | bytearray | memoryview, exclude: Iterable[Connection]
+        self,
+        room: str,
+        data: str | bytes | bytearray | memoryview,
+        exclude: Iterable[Connection],
+        compress: bool | None,
     ) -> PublishResult: ...
 
 
@@ -67,6 +71,7 @@ class Connection(Receiving):
       response: the server's answer to it, if this is the client's side; `None` on the server's.
       userdata: whatever `Accept(userdata=...)` carried; yours.
       subprotocol: the negotiated subprotocol, or `None`.
+      compression: what was agreed on about compression, as the 101 says it, or `None` if messages are not compressed.
       messages_received: messages that came in so far.
       messages_sent: messages that were queued so far.
       bytes_received: bytes that came in since the 101, headers and control frames included.
@@ -144,7 +149,7 @@ class Connection(Receiving):
 
     # Sending
 
-    async def send_text(self, text: str) -> None:
+    async def send_text(self, text: str, *, compress: bool | None = None) -> None:
         """Send a text message; see `send`.
 
         Raises:
@@ -152,9 +157,9 @@ class Connection(Receiving):
         """
         if not isinstance(text, str):
             raise TypeError(f"a text message must be str, not {type(text).__name__}")
-        await self.send(text)
+        await self.send(text, compress=compress)
 
-    async def send_binary(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> None:
         """Send a binary message; see `send`.
 
         Raises:
@@ -162,16 +167,16 @@ class Connection(Receiving):
         """
         if isinstance(data, str):
             raise TypeError("a binary message must be bytes, bytearray or memoryview, not str")
-        await self.send(data)
+        await self.send(data, compress=compress)
 
-    async def send_json(self, value: Any) -> None:
+    async def send_json(self, value: Any, *, compress: bool | None = None) -> None:
         """Send `value` as a JSON text message; see `send`.
 
         Raises:
           TypeError: `value` cannot be represented; nothing was sent.
           ValueError: it holds NaN or an infinity, which JSON does not have; nothing was sent.
         """
-        await self.send(json.dumps(value, allow_nan=False))
+        await self.send(json.dumps(value, allow_nan=False), compress=compress)
 
     # Receiving
 
@@ -273,9 +278,11 @@ class Connection(Receiving):
         """The rooms that it is a member of."""
         return self._rooms.of(self)
 
-    def publish(self, room: str, data: str | bytes | bytearray | memoryview) -> PublishResult:
+    def publish(
+        self, room: str, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None
+    ) -> PublishResult:
         """Send `data` to every member of `room` but this connection; never waits. See `App.publish`."""
-        return self._rooms.publish(room, data, (self,))
+        return self._rooms.publish(room, data, (self,), compress)
 
     # Tasks and handlers
 

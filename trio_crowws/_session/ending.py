@@ -59,7 +59,15 @@ SHUTDOWN_HANDLER_GRACE = 1.0
 """Seconds that a handler gets after its connection has closed while the server shuts down."""
 
 
-_FRAMES = {0x81: "text", 0x82: "binary", 0x88: "Close", 0x89: "Ping", 0x8A: "Pong"}
+_FRAMES = {
+    0x81: "text",
+    0x82: "binary",
+    0x88: "Close",
+    0x89: "Ping",
+    0x8A: "Pong",
+    0xC1: "compressed text",
+    0xC2: "compressed binary",
+}
 
 
 class State(Enum):
@@ -262,6 +270,7 @@ class Ending:
     def _become_closed(self, *, clean: bool) -> None:
         self._close_info = self._describe(clean=clean and self._sent is not None and self._received is not None)
         self._timer.cancel()
+        self._reader.finish()
         if self._closed is not None:
             self._closed.set()
         self._wake_all()
@@ -291,8 +300,6 @@ class Ending:
 
     def _conclude(self) -> None:
         """What the peer sent before its Close, fault or end of stream has been taken: now that is due."""
-        if self._phase is not Phase.ANSWERING:
-            return
         terminal = self._terminal
         if isinstance(terminal, CloseReceived):
             # Section 5.5.1: echo the code; the reason was the peer's to give.
@@ -460,14 +467,13 @@ class Ending:
         if not self._pings or payload not in self._pings:
             return
         now = self._timers.tick()
-        for sent in list(self._pings):
+        sent: bytes | None = None
+        while sent != payload:
+            sent = next(iter(self._pings))
             ping = self._pings.pop(sent)
-            ping.latency = now - ping.sent_at
+            self._latency = ping.latency = now - ping.sent_at
             if ping.answered is not None:
                 ping.answered.set()
-            if sent == payload:
-                self._latency = ping.latency
-                break
         if not self._pings:
             self._pings = None  # an empty dict that once held something is not small
 

@@ -63,10 +63,11 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     opened = finished = False
     try:
         with conn.cancel_scope:
-            conn.cancel_scope.deadline = deadline
-            await conn._wait_flushed()
-            if conn.is_open:
+            if conn.buffered:  # nearly always the kernel has taken the 101 already
+                conn.cancel_scope.deadline = deadline
+                await conn._wait_flushed()
                 conn.cancel_scope.deadline = math.inf
+            if conn.is_open:
                 opened = True
                 listed.enter()
                 log_start(conn)
@@ -79,8 +80,6 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
                         await _call_unprotected(conn._callbacks.open, conn)
                     await conn._run_callbacks()
             finished = True
-    except GeneratorExit:
-        raise  # Trio itself has crashed; nothing can be awaited any more
     except BaseException as error:
         pending = _handler_raised(conn, error)
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:

@@ -81,8 +81,6 @@ class Opening:
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the peer."""
-        if self.answered:
-            return
         try:
             request = self._reader.feed(data)
         except HandshakeError as error:
@@ -116,8 +114,7 @@ class Opening:
 
     def respond(self, response: Response) -> None:
         """Answer with `response` and close."""
-        if not self.answered:
-            self._answer(response.status, response.headers, response.body)
+        self._answer(response.status, response.headers, response.body)
 
     def _answer(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
         head_only = self._request is not None and self._request.method == "HEAD"
@@ -128,18 +125,16 @@ class Opening:
         self.transport.close(self._timers.tick() + LINGER, linger=True)
 
     def _finish(self) -> None:
-        if not self.answered:
-            self.answered = True
-            self._timer.cancel()
-            self._on_gone(self)
+        self.answered = True
+        self._timer.cancel()
+        self._on_gone(self)
 
     # What else the transport reports
 
     def eof(self) -> None:
         """The peer has gone, or at least will not finish its request."""
-        if not self.answered:
-            self._finish()
-            self.transport.close(self._timers.now, linger=False)
+        self._finish()
+        self.transport.close(self._timers.now, linger=False)
 
     def lost(self, error: Exception | None) -> None:
         """The transport is gone."""

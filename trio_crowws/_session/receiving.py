@@ -68,6 +68,7 @@ class Receiving(Sending):
         "_inbox",
         "_inbox_size",
         "_interrupt",
+        "_read_ahead",
         "_waiter",
         "bytes_received",
         "messages_received",
@@ -87,6 +88,7 @@ class Receiving(Sending):
         self._callbacks = callbacks
         self._inbox: deque[str | bytes | Ping | Pong] | None = None  # made with the first message; it is not small
         self._inbox_size = 0
+        self._read_ahead = options.read_ahead
         self._interrupt: BaseException | None = None
         self._waiter: trio.lowlevel.Task | None = None
         self._idle = False
@@ -97,7 +99,7 @@ class Receiving(Sending):
         """Take the frames that came together with the request, and read on."""
         if early_data:
             self.feed(early_data)
-        if self._inbox_size <= self._options.read_ahead:  # else it goes on when the handler has taken enough
+        if self._inbox_size <= self._read_ahead:  # else it goes on when the handler has taken enough
             self._transport.resume()
 
     # What the transport brings
@@ -132,7 +134,7 @@ class Receiving(Sending):
         if inbox:
             if self._waiter is not None:
                 self._wake()
-            if self._inbox_size > self._options.read_ahead and not self._transport.paused:
+            if self._inbox_size > self._read_ahead and not self._transport.paused:
                 self._transport.pause()
 
     def eof(self) -> None:
@@ -301,7 +303,7 @@ class Receiving(Sending):
         else:
             self._inbox_size = 0
             self._transport.eager = True
-        if self._transport.paused and self._inbox_size <= self._options.read_ahead // 2:
+        if self._transport.paused and self._inbox_size <= self._read_ahead // 2:
             self._resume()
         return event
 

@@ -7,6 +7,12 @@ Two families
     `send_nowait` and `publish` never wait. Up to `send_limit` they queue; beyond it `on_slow` decides. They only queue
     and wake tasks, they never call the application, so a publisher cannot be re-entered by its subscribers.
 
+Compression
+    A message that is to be compressed with a context has to be compressed in the step in which it is written
+    (`_protocol/compressing.py`). Until then it is kept and counted as it is: while `send` waits, and where `on_slow`
+    may yet drop it or put a newer one in its place. Without a context it makes no difference when that is done, so
+    whoever publishes does it once for all.
+
 Control frames are outside this accounting. A Close is always queued. Of the pongs that a peer asks for without reading
 them only the newest is kept, as RFC 6455 section 5.5.3 allows.
 """
@@ -19,6 +25,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._protocol.closing import Phase
+from .._protocol.compressing import most
 from .._protocol.encoding import encode_message, encode_pong
 from ..errors import SlowConsumer
 from .ending import Ending
@@ -26,6 +33,7 @@ from .ending import Ending
 if TYPE_CHECKING:
     from .._closeinfo import CloseFrame
     from .._options import Options
+    from .._protocol.compressing import Compressor, Packer
     from .._protocol.framing import FrameReader
     from .._protocol.request import Request
     from .._transport.base import Transport
@@ -51,6 +59,7 @@ class Sending(Ending):
     """The outbox of one connection.
 
     Attributes:
+      compression: what was agreed on about compression, or `None`.
       messages_sent: messages queued so far.
       dropped: messages that `on_slow` has dropped so far.
     """
@@ -59,9 +68,11 @@ class Sending(Ending):
         "_high_water",
         "_latest",
         "_line",
+        "_packer",
         "_pong",
         "_progress",
         "_waiting",
+        "compression",
         "dropped",
         "messages_sent",
     )
@@ -81,15 +92,27 @@ class Sending(Ending):
         self._line: trio.StrictFIFOLock | None = None
         self._waiting = 0
         self._pong: bytes | None = None
-        self._latest: dict[str | None, bytes] | None = None
+        self._latest: dict[str | None, tuple[bytes, bool]] | None = None
+        self._packer: Packer | None = None
+        self.compression: str | None = None
         self.messages_sent = 0
         self.dropped = 0
 
-    async def send(self, data: str | bytes | bytearray | memoryview) -> None:
+    def _compress_with(self, packer: Packer, agreed: str) -> None:
+        """The peer has agreed on compression."""
+        self._packer = packer
+        self.compression = agreed
+
+    async def send(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> None:
         """Send one message: `str` as text, bytes-like data as binary.
 
         Returns when the message is queued. It waits while more than `send_high_water` bytes are queued before it, so a
         loop of sends runs at the speed of its peer; otherwise it does not yield to other tasks.
+
+        Args:
+          data: the message.
+          compress: `None` to compress from the `threshold` of the option `compression` on, `True` whatever the size,
+            `False` never, as for a message with a secret in it. Where no compression was agreed on it says nothing.
 
         Raises:
           TypeError: `data` is of another type; nothing was sent.
@@ -105,11 +128,18 @@ class Sending(Ending):
         transport = self._transport
         if transport.buffered > self._high_water or self._waiting:
             await self._wait_for_room()
-        self._write(frame)
+        if self._packer is not None and self._packer.wants(frame, compress):
+            self._write_packed(frame)
+        else:
+            self._write(frame)
         self.messages_sent += 1
 
-    def send_nowait(self, data: str | bytes | bytearray | memoryview) -> bool:
+    def send_nowait(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> bool:
         """Send one message without waiting; for plain callbacks, and for data that a slow peer may lose.
+
+        Args:
+          data: the message.
+          compress: as for `send`.
 
         Returns:
           `False` when the message was not queued because the peer is too slow (`on_slow`).
@@ -122,7 +152,9 @@ class Sending(Ending):
         frame = encode_message(data)
         if self._phase > _ANSWERING:
             raise self._closed_error()
-        return self._offer(frame, None) is _SENT
+        if self._packer is None:
+            return self._offer(frame, None) is _SENT
+        return self._offer_packed(frame, None, compress, {}) is _SENT
 
     @property
     def buffered(self) -> int:
@@ -166,25 +198,54 @@ class Sending(Ending):
         if self._phase > Phase.ANSWERING:
             raise self._closed_error()
 
-    def _offer(self, frame: bytes, room: str | None) -> Offered:
-        """Queue `frame`, which came through `room` or was sent directly, or do what `on_slow` says. Never waits."""
+    @trio.lowlevel.enable_ki_protection  # what was compressed with a context must get into the queue
+    def _write_packed(self, frame: bytes) -> None:
+        """Compress the message in `frame`, and queue it."""
+        assert self._packer is not None
+        self._write(self._packer.pack(frame))
+
+    def _offer(self, frame: bytes, room: str | None, later: bool = False) -> Offered:
+        """Queue `frame`, which came through `room` or was sent directly, or do what `on_slow` says. Never waits.
+
+        With `later` it is compressed when it is written.
+        """
         if self._phase > _ANSWERING:
             return Offered.CLOSED
         transport = self._transport
+        if not (transport.buffered or later or self._latest):  # the commonest case by far
+            transport.write(self._dress(frame) if self._dressed else frame)
+            self.messages_sent += 1
+            return _SENT
         if self._latest is not None and room in self._latest:
-            return self._keep_latest(self._latest, frame, room)
+            return self._keep_latest(self._latest, frame, room, later)
         # What is queued and what is new decide together. On an empty queue even an oversize message may go.
-        if transport.buffered and transport.buffered + len(frame) > self._options.send_limit:
+        size = most(len(frame)) if later else len(frame)
+        if transport.buffered and transport.buffered + size > self._options.send_limit:
             transport.flush()
             if self._phase > _ANSWERING:
                 return Offered.CLOSED
-            if transport.buffered and transport.buffered + len(frame) > self._options.send_limit:
-                return self._overflow(frame, room)
-        self._write(frame)
+            if transport.buffered and transport.buffered + size > self._options.send_limit:
+                return self._overflow(frame, room, later)
+        self._write_now(frame, later)
         self.messages_sent += 1
         return _SENT
 
-    def _overflow(self, frame: bytes, room: str | None) -> Offered:
+    def _offer_packed(
+        self, frame: bytes, room: str | None, compress: bool | None, packed: dict[Compressor, bytes]
+    ) -> Offered:
+        """As `_offer`, where compression was agreed on; `packed` has the frame as it was compressed for others."""
+        packer = self._packer
+        assert packer is not None
+        if not packer.wants(frame, compress):
+            return self._offer(frame, room)
+        if packer.keeps_context:
+            return self._offer(frame, room, later=True)
+        ready = packed.get(packer.compressor)
+        if ready is None:
+            packed[packer.compressor] = ready = packer.pack(frame)
+        return self._offer(ready, room)
+
+    def _overflow(self, frame: bytes, room: str | None, later: bool) -> Offered:
         policy = self._options.on_slow
         if policy == "close":
             self._record(
@@ -197,16 +258,24 @@ class Sending(Ending):
             return Offered.DROPPED
         if self._latest is None:
             self._latest = {}
-        return self._keep_latest(self._latest, frame, room)
+        return self._keep_latest(self._latest, frame, room, later)
 
-    def _keep_latest(self, latest: dict[str | None, bytes], frame: bytes, room: str | None) -> Offered:
+    def _keep_latest(
+        self, latest: dict[str | None, tuple[bytes, bool]], frame: bytes, room: str | None, later: bool
+    ) -> Offered:
         replaced = latest.pop(room, None) is not None
-        latest[room] = frame
+        latest[room] = frame, later
         if replaced:
             self.dropped += 1
         else:
             self.messages_sent += 1
         return Offered.SENT
+
+    def _write_now(self, frame: bytes, later: bool) -> None:
+        if later:
+            self._write_packed(frame)
+        else:
+            self._write(frame)
 
     def _answer_ping(self, payload: bytes) -> None:
         if self._phase > Phase.ANSWERING:
@@ -228,7 +297,7 @@ class Sending(Ending):
             self._write(pong)
         while self._latest and self._transport.buffered <= self._high_water:
             room = next(iter(self._latest))
-            self._write(self._latest.pop(room))
+            self._write_now(*self._latest.pop(room))
         if not self._latest:
             self._latest = None
         if self._progress is not None:
@@ -237,13 +306,14 @@ class Sending(Ending):
     def _send_close(self, frame: CloseFrame) -> None:
         # What "latest" keeps was sent before the Close, so it stands before the Close frame.
         for kept in (self._latest or {}).values():
-            self._write(kept)
+            self._write_now(*kept)
         self._latest = None
         super()._send_close(frame)
 
     def _wake_all(self) -> None:
         super()._wake_all()
         self._latest = None
+        self._packer = None
         self._pong = None
         if self._progress is not None:
             self._progress.unpark_all()

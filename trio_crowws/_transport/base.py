@@ -117,6 +117,14 @@ class Transport(ABC):
         self._timer: Timer | None = None
         self._waits_for_turn = False
 
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to read, where that does not begin by itself; the receiver is in place.
+
+        Raises:
+          OSError: the system cannot watch one more descriptor; the socket is still the caller's.
+        """
+
     def write(self, data: bytes | memoryview) -> None:
         """Collect `data`; it leaves when the caller gives up control. Ignored once the transport is closed."""
         if self.closed or self._closing is not None:
@@ -132,7 +140,8 @@ class Transport(ABC):
             self.eager = False
             self.flush()
         elif not self._waits_for_turn:
-            self.ask_for_turn()
+            self._waits_for_turn = True
+            self._turns.add(self)
 
     def _append_small(self, data: bytes | memoryview) -> None:
         last = self._out[-1]

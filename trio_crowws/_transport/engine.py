@@ -74,7 +74,7 @@ class Engine:
         handshake_deadline: float,
         server_hostname: str | None = None,
     ) -> Transport:
-        """Serve a connected stdlib socket; `receiver` hears of it from the next scheduler pass on.
+        """Serve a connected stdlib socket, from the moment when the transport is told to `start`.
 
         With a `server_hostname`, this is the client's side of TLS.
         """
@@ -95,13 +95,9 @@ class Engine:
         lower = SocketTransport(sock, self._poller, self.turns, self.timers, local_address, remote_address)
         if ssl_context is None:
             lower.receiver = receiver
-            lower.start()
             return lower
         lower.receiver = tls = TLSTransport(lower, ssl_context, self.turns, self.timers, server_hostname)
         tls.receiver = receiver
-        lower.start()
-        if server_hostname is not None:
-            tls.start()
         return tls
 
     def add_stream(
@@ -167,12 +163,14 @@ class Engine:
 
         Shielded, because it is what makes a cancelled server say goodbye; the deadline above bounds it.
         """
-        with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
-            while self.transports:
-                await self.turns.wait_release()
-        for transport in self.transports:
-            transport.abort()
-        self._scope.cancel()
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
+                while self.transports:
+                    await self.turns.wait_release()
+        finally:  # Ctrl-C comes through a shield, and nothing but this ends the tasks that are behind one
+            for transport in self.transports:
+                transport.abort()
+            self._scope.cancel()
 
 
 def _teach_allocator() -> None:

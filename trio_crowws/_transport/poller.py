@@ -28,10 +28,13 @@ __all__ = ["Poller", "SocketTransport"]
 READS_PER_TURN = 4
 """Reads of one socket before the others get their turn: 256 KiB, so that large messages do not crawl."""
 
+_TURN = range(READS_PER_TURN)
+
 EVENTS_PER_POLL = 256
 EXTRA_POLLS = 8
 """Polls in a row before going back to Trio's loop; the traffic of a busy server is served without its overhead."""
 
+_INPUT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
 _READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
 
@@ -42,7 +45,7 @@ _JOIN_LIMIT = 64 * 1024
 class SocketTransport(Transport):
     """One connected, non-blocking socket."""
 
-    __slots__ = ("_fd", "_poller", "_readable", "_sock")
+    __slots__ = ("_fd", "_poller", "_readable", "_sock", "_watches_room")
 
     def __init__(
         self,
@@ -58,10 +61,16 @@ class SocketTransport(Transport):
         self._fd = sock.fileno()
         self._poller = poller
         self._readable = False
+        self._watches_room = False
 
     def start(self) -> None:
-        """Begin to read; the receiver is in place."""
+        """Begin to read, with what is here already: most peers send their request as soon as they are connected.
+
+        Raises:
+          OSError: the system cannot watch one more descriptor; the socket is still the caller's.
+        """
         self._poller.register(self._fd, self)
+        self._read(False)
 
     def on_readable(self, ending: bool) -> None:
         """The socket has become readable; `ending` says that the peer has also ended its direction."""
@@ -78,7 +87,9 @@ class SocketTransport(Transport):
             self.receiver.drained()
 
     def turn(self) -> None:
-        super().turn()
+        self._waits_for_turn = False
+        if self._out:
+            self.flush()
         if not (self.more or self._readable) or self.paused or self.closed:
             return
         if self.more:
@@ -99,7 +110,7 @@ class SocketTransport(Transport):
 
         A short read means that the kernel had no more, unless the end of the stream is already behind it.
         """
-        for _ in range(READS_PER_TURN):
+        for _ in _TURN:
             try:
                 data = self._sock.recv(READ_SIZE)
             except (BlockingIOError, InterruptedError):
@@ -110,12 +121,23 @@ class SocketTransport(Transport):
             if not data:
                 self._ended()
                 return
-            if not self._feed(data):
+            # What `_feed` does, without another call: this is done for every message of a calm connection.
+            self.corked = True
+            try:
+                self.receiver.feed(data)
+            except Exception as error:
+                self.report(error)
                 return
+            finally:
+                self.corked = False
+            if self._out:
+                self.flush()
+            if self.more:
+                self.ask_for_turn()
+            if self.closed or (len(data) < READ_SIZE and not ending):
+                return  # what comes next is a change, which the kernel reports
             if self.paused or self.more:
                 self._readable = True
-                return
-            if len(data) < READ_SIZE and not ending:
                 return
         self._readable = True
         self.ask_for_turn()
@@ -131,16 +153,14 @@ class SocketTransport(Transport):
     def flush(self) -> None:
         out = self._out
         while out and not self.blocked:
-            if len(out) == 1 or len(out[0]) >= _JOIN_LIMIT:
-                data = out[0]
-            else:
+            data = out[0]
+            if len(out) > 1 and len(data) < _JOIN_LIMIT:
                 data = b"".join(out)
                 out[:] = (data,)
             try:
                 taken = self._sock.send(data)
             except (BlockingIOError, InterruptedError):
-                self.blocked = True
-                self.receiver.stalled()
+                self._block()
                 return
             except OSError as error:
                 self._fail(error)
@@ -154,6 +174,14 @@ class SocketTransport(Transport):
                 # The next attempt says "would block" and so makes sure that the kernel will report room.
         if not out and self._closing is not None:
             self._flushed_for_close()
+
+    def _block(self) -> None:
+        """The kernel takes no more: wait until it says that there is room."""
+        self.blocked = True
+        if not self._watches_room:
+            self._watches_room = True
+            self._poller.watch_room(self._fd)
+        self.receiver.stalled()
 
     def _flushed_for_close(self) -> None:
         if not self._closing and not self._has_unread_bytes():
@@ -183,8 +211,6 @@ class SocketTransport(Transport):
         self._release()
 
     def _release(self) -> None:
-        if self.closed:
-            return
         self._forget()
         self._poller.unregister(self._fd)
         self._sock.close()
@@ -204,9 +230,16 @@ class Poller:
         return list(self._by_fd.values())
 
     def register(self, fd: int, transport: SocketTransport) -> None:
-        """Watch `fd` until `unregister`."""
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+        """Watch `fd` until `unregister`, for what comes in.
+
+        Not for room to write: that is there at once, and would wake the task for nothing once for each connection.
+        """
+        self._epoll.register(fd, _INPUT)
         self._by_fd[fd] = transport  # not before: registering may fail, and then the socket is not ours
+
+    def watch_room(self, fd: int) -> None:
+        """From now on, watch `fd` for room to write as well; told at once if there is some by now."""
+        self._epoll.modify(fd, _INPUT | select.EPOLLOUT)
 
     def unregister(self, fd: int) -> None:
         """Forget `fd`, which is about to be closed."""

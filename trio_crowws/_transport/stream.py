@@ -165,6 +165,9 @@ class StreamTransport(Transport):
         await self._stream.aclose()
         self._release()
 
+    def start(self) -> None:
+        """The pumps begin by themselves when `run` does."""
+
     def flush(self) -> None:
         if self._idle_writer is not None:
             task, self._idle_writer = self._idle_writer, None

@@ -47,12 +47,12 @@ class Timer:
             self._timers.note_stale()
 
     def fire(self, now: float) -> None:
-        """Called by `Timers` when the deadline has come."""
+        """Called by `Timers` when the deadline has come; a timer that was cancelled has none."""
         self.deadline = math.inf
-        if self._callback is not None:
-            following = self._callback(now)
-            if following is not None:
-                self.arm(following)
+        assert self._callback is not None
+        following = self._callback(now)
+        if following is not None:
+            self.arm(following)
 
 
 class Timers:

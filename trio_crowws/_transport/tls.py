@@ -57,11 +57,12 @@ class TLSTransport(Transport):
         self._ready = False
 
     def start(self) -> None:
-        """Begin the handshake, which is for the client to do."""
-        try:
-            self._shake_hands()
-        except ssl.SSLError as error:
-            self._give_up(error)
+        self._lower.start()
+        if not self._tls.server_side:  # it is for the client to begin
+            try:
+                self._shake_hands()
+            except ssl.SSLError as error:
+                self._give_up(error)
 
     # From the socket
 
@@ -113,8 +114,6 @@ class TLSTransport(Transport):
                 piece = self._tls.read(READ_SIZE)
             except ssl.SSLWantReadError:
                 break
-            except ssl.SSLZeroReturnError:
-                return b"".join(pieces), True
             if not piece:
                 return b"".join(pieces), True
             pieces.append(piece)
@@ -211,9 +210,9 @@ class TLSTransport(Transport):
         return self._lower.closed
 
     def abort(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
         self._lower.abort()  # it may outlive this layer, to linger
         if not self.closed:
             self._forget()
-
-    def _release(self) -> None:
-        self.abort()

@@ -1,0 +1,301 @@
+"""How `trio-crowws connect` shows what happens: events in, bytes out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_crowws import CloseFrame, CloseInfo, ConnectionLost
+from trio_crowws._cli.showing import JsonShow, Piece, PlainShow, Refusal, Show, TerminalShow, rows, visible
+
+NORMAL = CloseInfo(1000, "", True, "local", CloseFrame(1000), CloseFrame(1000), None)
+LOST = CloseInfo(1006, "", False, "remote", None, None, ConnectionLost("the transport was closed"))
+EVIL = "\x1b]0;title\x07\r\n\x9b31m\x00\u202e\x7fend"
+
+
+def evil_close() -> CloseInfo:
+    return CloseInfo(4001, EVIL, True, "remote", CloseFrame(4001, EVIL), CloseFrame(4001, EVIL), None)
+
+
+def terminal(*, prompted: bool = False, columns: int = 80) -> TerminalShow:
+    return TerminalShow(prompted=prompted, columns=lambda: columns)
+
+
+EVENTS: dict[str, Callable[[Show], Piece]] = {
+    "opened": lambda show: show.opened("ws://h/\x1b", "v1", 0.0015),
+    "text": lambda show: show.message(EVIL),
+    "binary": lambda show: show.message(EVIL.encode()),
+    "ping": lambda show: show.ping(EVIL.encode()),
+    "pong": lambda show: show.pong(0.0123),
+    "closed": lambda show: show.closed(evil_close(), 0.001),
+    "refused": lambda show: show.refused("ws://h/", Refusal(403, [("x", EVIL)], EVIL.encode())),
+    "error": lambda show: show.error(EVIL),
+    "note": lambda show: show.note(EVIL),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("typing", [False, True])
+def test_a_peer_cannot_command_a_terminal(event: str, typing: bool) -> None:
+    """Whatever a peer sends, and wherever it sends it, a terminal gets no control character of it."""
+    show = terminal(prompted=True, columns=40)
+    if typing:
+        show.prompt()
+    data = EVENTS[event](show).data.decode()
+    ours = re.compile(r"\x1b\[[0-9]*[mKALB]|\x1b[78D]|[\r\n]")
+    assert ours.sub("", data).isprintable()
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_nor_one_without_colours(event: str) -> None:
+    """The same holds where no colours are wanted: one printable line per event."""
+    line = EVENTS[event](PlainShow(escaped=True)).data.decode()
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+
+
+@given(st.text())
+def test_visible(text: str) -> None:
+    """Any text becomes printable, but for the spaces of other scripts."""
+    assert re.sub(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]", " ", visible(text)).isprintable()
+
+
+@pytest.mark.parametrize("text", ["plain", "žluťoučký", "日本　語", "a\u00a0b", ""])
+def test_what_is_harmless_stays(text: str) -> None:
+    """Letters of all scripts, and their spaces, are shown as they are."""
+    assert visible(text) == text
+
+
+# Pipes
+
+
+@pytest.mark.parametrize(("data", "expected"), [(EVIL, EVIL.encode()), (b"\x00\xff", b"\x00\xff")])
+def test_a_pipe_gets_messages_as_they_are(data: str | bytes, expected: bytes) -> None:
+    """A message is its own bytes and a line end, on the standard output."""
+    assert PlainShow(escaped=False).message(data) == Piece(expected + b"\n")
+
+
+@pytest.mark.parametrize("event", EVENTS.keys() - {"text", "binary"})
+def test_a_pipe_gets_nothing_but_messages(event: str) -> None:
+    """All else goes to the standard error."""
+    assert EVENTS[event](PlainShow(escaped=False)).to_error
+
+
+@pytest.mark.parametrize(
+    ("piece", "line"),
+    [
+        (lambda show: show.opened("ws://h/", None, 0.0015), "connected to ws://h/ in 1.5 ms"),
+        (lambda show: show.opened("ws://h/", "v1", 0.0015), "connected to ws://h/ in 1.5 ms, subprotocol v1"),
+        (lambda show: show.ping(b""), "ping"),
+        (lambda show: show.ping(b"ab"), "ping 61 62"),
+        (lambda show: show.pong(0.0123), "pong after 12.3 ms"),
+        (lambda show: show.closed(NORMAL, None), "closed with 1000 by the client"),
+        (
+            lambda show: show.closed(LOST, 0.001),
+            "closed with 1006 by the server: the transport was closed (latency 1.0 ms)",
+        ),
+        (lambda show: show.refused("ws://h/", Refusal(404, [], b"")), "trio-crowws: ws://h/ was refused with HTTP 404"),
+        (
+            lambda show: show.refused("ws://h/", Refusal(404, [], b"no\n")),
+            "trio-crowws: ws://h/ was refused with HTTP 404: no",
+        ),
+    ],
+)
+def test_lines(piece: Callable[[Show], Piece], line: str) -> None:
+    """What happens is a short line."""
+    assert piece(PlainShow(escaped=False)) == Piece(f"{line}\n".encode(), to_error=True)
+
+
+def test_there_is_no_prompt() -> None:
+    """Only a terminal where lines are typed has a prompt."""
+    assert PlainShow(escaped=True).prompt() is None
+    assert terminal(prompted=False).prompt() is None
+
+
+# Terminals
+
+
+class Screen:
+    """As much of a terminal as the program uses: rows of text, a cursor, one place to remember."""
+
+    def __init__(self, columns: int, height: int) -> None:
+        self.rows = [""] * height
+        self._columns, self._height = columns, height
+        self._row = self._column = 0
+        self._saved = (0, 0)
+
+    def write(self, data: bytes) -> None:
+        for token in re.findall(r"\x1b\[[0-9]*[A-Za-z]|\x1b[78D]|.|\n", data.decode(), re.DOTALL):
+            self._do(token)
+
+    def _do(self, token: str) -> None:
+        if token == "\r":
+            self._column = 0
+        elif token in ("\n", "\x1bD"):
+            self._column = 0 if token == "\n" else self._column  # a terminal driver adds the return
+            if self._row == self._height - 1:
+                self.rows = [*self.rows[1:], ""]
+            else:
+                self._row += 1
+        elif token == "\x1b7":
+            self._saved = (self._row, self._column)
+        elif token == "\x1b8":
+            self._row, self._column = self._saved
+        elif token == "\x1b[A":
+            self._row = max(0, self._row - 1)
+        elif token == "\x1b[B":
+            self._row = min(self._height - 1, self._row + 1)
+        elif token == "\x1b[L":
+            self.rows.insert(self._row, "")
+            self.rows.pop()
+        elif token == "\x1b[K":
+            self.rows[self._row] = self.rows[self._row][: self._column]
+        elif not token.startswith("\x1b"):
+            row = self.rows[self._row].ljust(self._column)
+            self.rows[self._row] = row[: self._column] + token + row[self._column + 1 :]
+            self._column += 1
+            assert self._column < self._columns, "the row is full, and what comes next would wrap"
+
+
+@pytest.mark.parametrize("height", [4, 24])
+def test_what_is_being_typed_stays(height: int) -> None:
+    """Messages appear above the line with the prompt, in the middle of the screen and at its bottom."""
+    screen = Screen(40, height)
+    show = terminal(prompted=True, columns=40)
+    screen.write(show.opened("ws://h/", None, 0.001).data)
+    prompt = show.prompt()
+    assert prompt is not None
+    screen.write(prompt.data)
+    screen.write(b"hel")
+    for number in range(6):
+        screen.write(show.message(f"message {number}").data)
+    screen.write(b"lo")
+    shown = [row for row in screen.rows if row]
+    assert shown[-3:] == ["< message 4", "< message 5", "> hello"]
+    if height == 24:
+        assert shown[0] == "connected to ws://h/ in 1.0 ms"
+        assert len(shown) == 8
+
+
+def test_a_long_message_takes_several_rows() -> None:
+    """A message that is wider than the terminal is cut into rows, so that the prompt stays where it is."""
+    screen = Screen(30, 10)
+    show = terminal(prompted=True, columns=30)
+    prompt = show.prompt()
+    assert prompt is not None
+    screen.write(prompt.data)
+    screen.write(show.message("x" * 70).data)
+    assert [row for row in screen.rows if row] == ["< " + "x" * 27, "x" * 29, "x" * 14, "> "]
+
+
+def test_the_prompt_goes_with_the_connection() -> None:
+    """When the connection has ended, its last line takes the place of the prompt."""
+    screen = Screen(60, 10)
+    show = terminal(prompted=True)
+    prompt = show.prompt()
+    assert prompt is not None
+    screen.write(prompt.data + b"half a li")
+    screen.write(show.closed(NORMAL, None).data)
+    screen.write(show.note("after").data)
+    assert [row for row in screen.rows if row] == ["closed with 1000 by the client", "after"]
+
+
+def test_without_a_prompt_lines_are_lines() -> None:
+    """Where nothing is typed, an event is one coloured line."""
+    show = terminal()
+    assert show.message("hello").data == b"\x1b[32m< hello\x1b[0m\n"
+    assert show.closed(NORMAL, None).data.startswith(b"\x1b[33mclosed with 1000")
+    assert show.closed(LOST, None).data.startswith(b"\x1b[31mclosed with 1006")
+
+
+def test_binary_messages_are_shown_in_part() -> None:
+    """Of a long binary message the size and the first bytes are shown."""
+    assert b"binary, 2 bytes: 00 ff" in terminal().message(b"\x00\xff").data
+    assert b"binary, 1,000 bytes: " + b" ".join([b"78"] * 64) + b" ...\x1b" in terminal().message(b"x" * 1000).data
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [""]),
+        ("abcd", ["abcd"]),
+        ("abcdef", ["abcd", "ef"]),
+        ("日本語", ["日本", "語"]),
+        ("a日本", ["a日", "本"]),
+        ("e\u0301e\u0301e\u0301e\u0301e", ["e\u0301e\u0301e\u0301e\u0301", "e"]),
+    ],
+)
+def test_rows(text: str, expected: list[str]) -> None:
+    """Wide characters take two cells, accents none."""
+    assert list(rows(text, 4)) == expected
+
+
+# Programs
+
+
+def as_json(piece: Piece) -> dict[str, object]:
+    assert not piece.to_error
+    assert piece.data.endswith(b"\n")
+    line = piece.data[:-1].decode("ascii")
+    assert line.isprintable()
+    event: dict[str, object] = json.loads(line)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (
+            lambda show: show.opened("ws://h/", "v1", 0.5),
+            {"event": "open", "url": "ws://h/", "subprotocol": "v1", "seconds": 0.5},
+        ),
+        (lambda show: show.message(EVIL), {"event": "message", "type": "text", "data": EVIL}),
+        (lambda show: show.message(b"\x00\xff"), {"event": "message", "type": "binary", "data": "AP8="}),
+        (lambda show: show.ping(b"\x00"), {"event": "ping", "data": "AA=="}),
+        (lambda show: show.pong(0.25), {"event": "pong", "latency": 0.25}),
+        (
+            lambda show: show.closed(evil_close(), 0.25),
+            {
+                "event": "close",
+                "code": 4001,
+                "reason": EVIL,
+                "clean": True,
+                "by": "remote",
+                "error": None,
+                "latency": 0.25,
+            },
+        ),
+        (
+            lambda show: show.closed(LOST, None),
+            {
+                "event": "close",
+                "code": 1006,
+                "reason": "",
+                "clean": False,
+                "by": "remote",
+                "error": "the transport was closed",
+                "latency": None,
+            },
+        ),
+        (
+            lambda show: show.refused("ws://h/", Refusal(403, [("a", "b")], b"no\xff")),
+            {"event": "refused", "url": "ws://h/", "status": 403, "headers": [["a", "b"]], "body": "no\ufffd"},
+        ),
+        (lambda show: show.error("no"), {"event": "error", "message": "no"}),
+        (lambda show: show.note("so"), {"event": "note", "message": "so"}),
+    ],
+)
+def test_json(make: Callable[[Show], Piece], expected: dict[str, object]) -> None:
+    """An event is one line of ASCII, and nothing is lost or changed in it."""
+    assert as_json(make(JsonShow(lambda: 1.5))) == {**expected, "time": 1.5}
+
+
+@given(st.text())
+def test_any_text_as_json(text: str) -> None:
+    """Any text survives, on a line that a terminal may show."""
+    assert as_json(JsonShow(lambda: 1).message(text))["data"] == text

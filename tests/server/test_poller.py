@@ -1,0 +1,293 @@
+"""Many sockets at once: turns, order, and what happens to the others when one of them ends or never stops."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from support.rawclient import RawClient, echo_app, open_raw, reset, serving, until, upgrade
+from support.servers import Kind, Recorder
+from support.servers import serving as serving_kind
+from trio_crowws import App, Connection
+from trio_crowws._transport.base import TurnQueue
+from trio_crowws._transport.poller import EXTRA_POLLS, Poller, SocketTransport
+from trio_crowws._transport.timers import Timer, Timers
+from trio_crowws.testing import make_frame
+
+
+def send_now(client: RawClient, data: bytes) -> None:
+    """Send in this very step of the task, so that the server cannot run in between."""
+    assert isinstance(client.stream, trio.SocketStream)
+    assert os.write(client.stream.socket.fileno(), data) == len(data)
+
+
+BIG = b"x" * 8_000_000
+"""More than the buffers of any kernel take."""
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls", "unix", "memory"])
+async def test_many_messages_with_the_request(kind: Kind) -> None:
+    """Messages that come together with the request are all delivered, in order, however many they are."""
+    app = App()
+    recorder = Recorder(app)
+    messages = [f"{number}" for number in range(400)]
+    async with serving_kind(app, kind) as site:
+        stream = await site.open_stream()
+        async with stream:
+            await stream.send_all(upgrade("/") + b"".join(make_frame(1, message.encode()) for message in messages))
+            with trio.fail_after(5):
+                await recorder.wait("message", len(messages))
+            assert recorder.values("message") == messages
+
+
+async def test_a_callback_that_ends_another_connection() -> None:
+    """A connection that is aborted by another one's callback gets no callback for what it has just sent."""
+    app = App()
+    heard: list[str] = []
+
+    @app.websocket("/").on_message
+    def only_one(conn: Connection, message: str) -> None:
+        heard.append(message)
+        for other in app.connections - {conn}:
+            other.abort()
+
+    async with serving(app) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(open_raw(server)) for _ in range(5)]
+        for client in clients:
+            await client.upgrade("/")
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        for number, client in enumerate(clients):
+            send_now(client, make_frame(1, b"%d" % number))
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        assert len(heard) == 1
+        assert len(app.connections) == 1
+
+
+async def test_sockets_that_never_rest() -> None:
+    """Where sockets are ready again as soon as they were read, other tasks get their turn all the same."""
+    app = App()
+    clients: list[RawClient] = []
+    heard = 0
+
+    @app.websocket("/").on_message
+    def keep_them_busy(conn: Connection, message: str) -> None:
+        nonlocal heard
+        heard += 1
+        assert heard < 100 * EXTRA_POLLS, "no other task had its turn"
+        if message == "lead":
+            for client, data in zip(clients, (b"lead", b"follow"), strict=False):
+                send_now(client, make_frame(1, data))
+
+    async with serving(app) as server, open_raw(server) as first, open_raw(server) as second:
+        await first.upgrade("/")
+        await second.upgrade("/")
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        clients += [first, second]
+        send_now(second, make_frame(1, b"follow"))
+        send_now(first, make_frame(1, b"lead"))
+        while heard < 6 * EXTRA_POLLS:
+            await trio.lowlevel.checkpoint()
+        clients.clear()
+
+
+async def test_a_defect_of_the_poller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the task that reads all sockets fails, `serve` raises that, and every connection has its `on_close`."""
+    app = App()
+    recorder = Recorder(app)
+
+    def fail(self: Poller) -> int:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):  # noqa: PT012 -- it leaves the block of the server
+        async with serving(app) as server, open_raw(server) as client:
+            await client.upgrade("/")
+            await recorder.wait("open")
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            monkeypatch.setattr(Poller, "_poll", fail)
+            await client.send_frame(1, b"hello")
+            await trio.sleep_forever()
+    recorder.check()
+    assert recorder.names[-1] == "close"
+
+
+class Slow:
+    """A receiver that does not get through in one turn."""
+
+    def __init__(self, transport: SocketTransport, turns: int) -> None:
+        self.transport = transport
+        self.left = turns
+        self.fed: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        self.fed.append(data)
+        self.left -= 1
+        self.transport.more = self.left > 0
+
+    def eof(self) -> None:
+        raise AssertionError("the peer has not ended anything")
+
+    def lost(self, error: Exception | None) -> None:
+        pass
+
+    def stalled(self) -> None:
+        pass
+
+    def drained(self) -> None:
+        pass
+
+
+async def test_a_receiver_that_does_not_get_through_in_one_turn() -> None:
+    """A receiver that was given its first bytes by somebody else gets turn after turn, until it has done its work."""
+    timers, turns = Timers(), TurnQueue()
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        transport = SocketTransport(near, Poller(timers), turns, timers, None, None)
+        transport.receiver = slow = Slow(transport, 4)
+        transport.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turns.run)
+            slow.feed(b"what came with the request")
+            transport.resume()
+            await trio.testing.wait_all_tasks_blocked()
+            transport.abort()
+            transport.abort()  # which changes nothing
+            nursery.cancel_scope.cancel()
+    assert slow.fed == [b"what came with the request", b"", b"", b""]
+    assert near.fileno() == -1
+
+
+# TLS
+
+
+@pytest.fixture
+def crowded_certificate(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts of a server and a client, with a certificate for so many names that it does not fit into a packet."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", *(f"host-{number}.example.org" for number in range(1500)))
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client
+
+
+async def test_a_handshake_that_does_not_fit_into_the_kernel(
+    crowded_certificate: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TLS handshake goes on where the kernel took a part of it only."""
+    accept = socket.socket.accept
+
+    def accept_narrow(sock: socket.socket) -> tuple[socket.socket, object]:
+        accepted, address = accept(sock)
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return accepted, address
+
+    monkeypatch.setattr(socket.socket, "accept", accept_narrow)
+    server_context, client_context = crowded_certificate
+    async with serving(echo_app(), ssl_context=server_context) as server:
+        narrow = trio.socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        await narrow.connect(("127.0.0.1", server.port))
+        tls = trio.SSLStream(
+            trio.SocketStream(narrow), client_context, server_hostname="localhost", https_compatible=True
+        )
+        async with tls:
+            client = RawClient(tls)
+            await client.upgrade()
+            await client.assert_echoes()
+
+
+@pytest.mark.parametrize("garbage", [False, True], ids=["hello", "garbage"])
+async def test_a_peer_that_is_gone_before_the_handshake_is_answered(
+    garbage: bool, crowded_certificate: tuple[ssl.SSLContext, ssl.SSLContext], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer that begins a TLS handshake, or something else, and breaks off is no error."""
+    server_context, client_context = crowded_certificate
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client_context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    app = echo_app()
+    async with serving(app, ssl_context=server_context) as server:
+        async with open_raw(server) as client:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            send_now(client, b"\x16\x03\x01\x00\x05hello" if garbage else outgoing.read())
+            reset(client)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        assert server._engine.transports == []
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_a_peer_that_says_goodbye_to_tls(crowded_certificate: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """The alert with which TLS ends a direction is the end of the stream: what came before it is delivered first."""
+    server_context, client_context = crowded_certificate
+    app = App()
+    recorder = Recorder(app, hooks={"message": lambda conn, message: None})  # no echo: the peer would not read it
+    async with serving(app, ssl_context=server_context) as server:
+        plain = await trio.open_tcp_stream("127.0.0.1", server.port)
+        tls = trio.SSLStream(plain, client_context, server_hostname="localhost")
+        async with plain:
+            client = RawClient(tls)
+            await client.upgrade("/")
+            await client.send_frame(1, b"last words")
+            await tls.unwrap()
+            await recorder.wait("close")
+    assert recorder.values("message") == ["last words"]
+    assert recorder.info.code == 1006
+
+
+async def test_a_peer_that_says_goodbye_to_tls_and_then_to_tcp(
+    crowded_certificate: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """While what is queued still leaves, the peer may end its direction of TLS, and then that of TCP: it is one end."""
+    server_context, client_context = crowded_certificate
+    app = App()
+
+    async def answer_twice(conn: Connection, message: object) -> None:
+        for _ in range(2):
+            conn.send_nowait(BIG)
+            await trio.sleep(0.01)
+
+    recorder = Recorder(app, hooks={"message": answer_twice}, send_limit=3 * len(BIG))
+    async with serving(app, ssl_context=server_context) as server:
+        plain = await trio.open_tcp_stream("127.0.0.1", server.port)
+        tls = trio.SSLStream(plain, client_context, server_hostname="localhost")
+        async with plain:
+            client = RawClient(tls)
+            await client.upgrade("/")
+            await client.send_frame(1, b"go on")
+            await until(lambda: recorder.conn.messages_sent == 2)
+            with pytest.raises(trio.BrokenResourceError):  # more data, where Trio expects the server's goodbye
+                await tls.unwrap()
+            await recorder.wait("close")
+            await plain.send_eof()
+            with trio.fail_after(5):
+                received = 0
+                while data := await plain.receive_some(65536):
+                    received += len(data)
+    assert received > len(BIG) * 1.5  # the rest is in the buffers of the TLS stream
+    assert recorder.info.code == 1006
+
+
+# Timers
+
+
+async def test_cancelled_timers_do_not_pile_up() -> None:
+    """A timer that was cancelled long before its time is forgotten when it is one of very many."""
+    timers = Timers()
+    kept = Timer(timers, lambda now: None)
+    kept.arm(timers.now + 50)
+    for _ in range(10_000):
+        timer = Timer(timers, lambda now: None)
+        timer.arm(timers.now + 100)
+        timer.cancel()
+    assert len(timers._heap) < 2_000
+    assert min(timers._heap)[2] is kept

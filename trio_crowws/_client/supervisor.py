@@ -1,0 +1,300 @@
+"""A connection that comes back: `keep_connected` runs a handler for one connection after the other.
+
+It is a coroutine, not a generator of connections. A generator that opens a nursery and then yields hands its caller a
+cancel scope that nobody can see, and closes it at a moment that nobody chose (PEP 789); here each connection lives in
+an `async with` inside of one call, so there is nothing that could outlive it.
+
+What happens after a handler has left is decided by three questions, in this order:
+
+1. Is that the handler's own exception? Then it is raised. Only this connection's `ConnectionClosed` is no exception of
+   its own: it says that the connection has ended, which is what all of this is for.
+2. Was the handler done? It was if it returned something other than `None`, if the connection was still open, or if this
+   side has closed it. Then its result is returned.
+3. Is the end final? Then the `ConnectionClosed` that describes it is raised. Otherwise: wait, and connect again.
+
+A failure to connect goes to the third question at once. The waits are computed in `backoff.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import trio
+
+from .._closeinfo import CloseCode, CloseInfo
+from .._session.handlers import make_callback
+from .._session.tasks import sort_out
+from ..errors import (
+    CloseTimeout,
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    ConnectionLost,
+    CrowWSError,
+    InvalidURL,
+    ProxyError,
+    Rejected,
+)
+from .backoff import Backoff, parse_retry_after
+from .connect import connect
+
+if TYPE_CHECKING:
+    from .._protocol.answer import ServerResponse
+    from .._session.connection import Connection
+
+__all__ = ["LinkPhase", "LinkState", "is_final", "keep_connected"]
+
+logger = logging.getLogger("trio_crowws")
+
+T = TypeVar("T")
+
+# A request that is wrong stays wrong, but for those that were only too slow, too early or too many (RFC 9110, 8470,
+# 6585); and so does a program that its peer does not understand, or that the peer's policy does not allow.
+TEMPORARY_STATUSES = frozenset((408, 425, 429))
+FINAL_CODES = frozenset(
+    (
+        CloseCode.PROTOCOL_ERROR,
+        CloseCode.UNSUPPORTED_DATA,
+        CloseCode.INVALID_DATA,
+        CloseCode.POLICY_VIOLATION,
+        CloseCode.MANDATORY_EXTENSION,
+    )
+)
+RESTART_CODES = frozenset((CloseCode.SERVICE_RESTART, CloseCode.TRY_AGAIN_LATER))
+
+
+class LinkPhase(Enum):
+    """What `keep_connected` is doing."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """What `on_state` is told.
+
+    Attributes:
+      phase: what it is doing from now on.
+      attempt: the number of the attempt, from 1; a healthy connection lets it begin anew.
+      delay: in `WAITING`, the seconds until the next attempt; otherwise `None`.
+      error: why the last connection ended or could not be made; `None` while there is nothing to report. In `STOPPED`
+        it is what `keep_connected` raises.
+    """
+
+    phase: LinkPhase
+    attempt: int
+    delay: float | None = None
+    error: Exception | None = None
+
+
+def is_final(error: Exception) -> bool:
+    """Whether another attempt would end in the same way; the default of `keep_connected`.
+
+    Final are `InvalidURL`, the HTTP statuses from 400 to 499 but 408, 425 and 429, of the server or of a proxy, and the
+    close codes 1002, 1003, 1007, 1008 and 1010, whichever side found the fault. All else may be over the next time: a
+    network, a server or a name that is not there, a timeout, a server error, and a certificate too, which is renewed
+    one day.
+
+    Args:
+      error: what `connect` has raised, or the `ConnectionClosed` of a connection that has ended.
+    """
+    if isinstance(error, ConnectionClosed):
+        return error.info.code in FINAL_CODES
+    response = _response_of(error)
+    if response is not None:
+        return 400 <= response.status < 500 and response.status not in TEMPORARY_STATUSES
+    return isinstance(error, InvalidURL)
+
+
+def _response_of(error: Exception) -> ServerResponse | None:
+    """The HTTP response of a server or a proxy that has refused."""
+    return error.response if isinstance(error, Rejected | ProxyError) else None
+
+
+async def keep_connected(
+    handler: Callable[[Connection], Awaitable[T]],
+    url: str,
+    *,
+    backoff: Backoff = Backoff(),  # noqa: B008 -- it is frozen
+    is_final: Callable[[Exception], bool] = is_final,
+    on_state: Callable[[LinkState], object] | None = None,
+    grace: float = 5,
+    rng: random.Random | None = None,
+    connect: Callable[..., AbstractAsyncContextManager[Connection]] = connect,
+    **options: Any,
+) -> T:
+    """Connect to `url` and run `handler(conn)`; when the connection has ended, wait, and do the same again.
+
+    It returns what the handler returns, once that is done: when it returns something other than `None`, or returns
+    while the connection is open, or after it has closed the connection itself. A handler that leaves because the peer
+    has closed, or the connection was lost, is run again with the next connection; its `async for` loop may simply end,
+    and its `ConnectionClosed` may pass.
+
+    Args:
+      handler: an async function of one parameter. When it has not left `grace` seconds after its connection has ended,
+        it is cancelled, and run again with the next one.
+      url: as for `connect`.
+      backoff: how long to wait.
+      is_final: called with the reason of each end; `True` ends it all.
+      on_state: a plain function that is told what goes on; it must not block, and what it raises is raised here.
+      grace: seconds; `math.inf` for a handler that must never be cancelled.
+      rng: the source of chance; `None` for that of the module `random`.
+      connect: what makes the connections, `connect` or something that is called like it.
+      options: as for `connect`.
+
+    Raises:
+      Exception: whatever the handler raises, but the `ConnectionClosed` of its own connection.
+      CrowWSError: the reason that was final: `Rejected`, `InvalidURL`, or a `ConnectionClosed`.
+      TypeError: `on_state` is not a plain function of one parameter.
+
+    Cancellation: at any point; an open connection is closed as `connect` closes it, with 1001.
+    """
+    if on_state is not None and make_callback("on_state", on_state, ("state",)).is_async:
+        raise TypeError("on_state must be a plain function, not an async one")
+    link = _Link(handler, url, backoff, is_final, on_state, grace, rng, connect, options)
+    try:
+        result = await link.run()
+    except BaseException as error:
+        link.tell(LinkPhase.STOPPED, error=error if isinstance(error, Exception) else None)
+        raise
+    link.tell(LinkPhase.STOPPED)
+    return result
+
+
+class _Done(Generic[T]):
+    """A handler has returned: its result, and whether the connection was open then."""
+
+    def __init__(self, result: T, was_open: bool) -> None:
+        self.result = result
+        self.was_open = was_open
+
+
+class _Link(Generic[T]):
+    """One call of `keep_connected`."""
+
+    def __init__(
+        self,
+        handler: Callable[[Connection], Awaitable[T]],
+        url: str,
+        backoff: Backoff,
+        is_final: Callable[[Exception], bool],
+        on_state: Callable[[LinkState], object] | None,
+        grace: float,
+        rng: random.Random | None,
+        connect: Callable[..., AbstractAsyncContextManager[Connection]],
+        options: dict[str, Any],
+    ) -> None:
+        self._handler = handler
+        self._url = url
+        self._backoff = backoff
+        self._is_final = is_final
+        self._on_state = on_state
+        self._grace = grace
+        self._uniform = random.uniform if rng is None else rng.uniform
+        self._connect = connect
+        self._options = options
+        self._failures = 0  # in a row, before the present attempt
+
+    def tell(self, phase: LinkPhase, *, delay: float | None = None, error: Exception | None = None) -> None:
+        """Call `on_state`; once it has raised, never again."""
+        on_state, self._on_state = self._on_state, None
+        if on_state is not None:
+            on_state(LinkState(phase, self._failures + 1, delay, error))
+            self._on_state = on_state
+
+    async def run(self) -> T:
+        """Connect again and again, until the handler is done or the end is final."""
+        error: Exception | None = None
+        while True:
+            self.tell(LinkPhase.CONNECTING, error=error)
+            outcome = await self._attempt()
+            if isinstance(outcome, _Done):
+                return outcome.result
+            error = outcome
+            if self._is_final(error):
+                raise error
+            delay = self._delay_after(error)
+            self.tell(LinkPhase.WAITING, delay=delay, error=error)
+            logger.info("connecting to %s again in %.1f s: %s", _place(self._url), delay, ascii(str(error)))
+            self._failures += 1
+            await trio.sleep(delay)
+
+    async def _attempt(self) -> _Done[T] | Exception:
+        """One connection: what the handler returned if it was done, otherwise why the connection ended."""
+        began = None
+        try:
+            async with self._connect(self._url, **self._options) as conn:
+                began = trio.current_time()
+                self.tell(LinkPhase.CONNECTED)
+                done = await self._handle(conn)
+        except (OSError, CrowWSError) as error:
+            if began is not None:  # the handler's own
+                raise
+            return error
+        if trio.current_time() - began >= self._backoff.healthy:
+            self._failures = 0
+        info = conn.close_info
+        assert info is not None  # it has ended
+        if done is not None and (done.result is not None or done.was_open or _is_closed_by_us(info)):
+            return done
+        return (ConnectionClosedOK if info.clean else ConnectionClosedError)(info, conn.id)
+
+    async def _handle(self, conn: Connection) -> _Done[T] | None:
+        """Run the handler: what it returned, or `None` if it left because the connection has ended."""
+        done: _Done[T] | None = None
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(_cancel_late, conn, scope, self._grace)
+            # Whatever it raises is caught in here, so that the nursery does not put a group around it.
+            try:
+                with scope:
+                    done = _Done(await self._handler(conn), conn.is_open)
+            except BaseException as error:
+                own, rest = sort_out(conn.id, error)
+                failure = rest if own is None else error
+            nursery.cancel_scope.cancel()
+        if failure is None:
+            return done
+        try:
+            raise failure
+        finally:
+            del failure  # it refers to this frame, and so to itself
+
+    def _delay_after(self, error: Exception) -> float:
+        retry_after = None
+        response = _response_of(error)
+        if response is not None:
+            headers = response.headers
+            retry_after = parse_retry_after(headers.get("Retry-After"), headers.get("Date"), time.time())
+        restart = isinstance(error, ConnectionClosed) and error.info.code in RESTART_CODES
+        return self._backoff.delay(self._failures, retry_after=retry_after, restart=restart, uniform=self._uniform)
+
+
+def _is_closed_by_us(info: CloseInfo) -> bool:
+    """Whether the handler has closed the connection; how the peer took that does not matter."""
+    return info.initiator == "local" and (info.error is None or isinstance(info.error, CloseTimeout | ConnectionLost))
+
+
+async def _cancel_late(conn: Connection, scope: trio.CancelScope, grace: float) -> None:
+    """Cancel a handler that does not notice that its connection has ended."""
+    await conn.wait_closed()
+    await trio.sleep(grace)
+    logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
+    scope.cancel()
+
+
+def _place(url: str) -> str:
+    """Host and port of a URL, for the log: a password, or a token in the query, has no business there."""
+    return ascii(urlsplit(url).netloc.rpartition("@")[2])
