@@ -169,6 +169,7 @@ APP_ONLY = frozenset({"max_header_bytes", "max_headers", "max_connections", "shu
 """Options that are needed before a route is known, or that count over all of them."""
 
 CLIENT_OPTIONS = (
+    "compression",
     "max_payload",
     "max_fragments",
     "control_rate",

@@ -21,7 +21,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a script is told of its own folder only
 
-from trio_crowws import Connection, ConnectionClosed, CrowWSError, connect
+from trio_crowws import Connection, ConnectionClosed, CrowWSError, Deflate, connect
 
 __all__ = ["OPTIONS", "count_cases", "run_case", "run_cases", "update_reports"]
 
@@ -29,6 +29,10 @@ OPTIONS: dict[str, Any] = {
     "max_payload": 64 * 1024 * 1024,  # sections 9, 12 and 13 have messages of many megabytes
     "max_fragments": None,  # and of 65,536 fragments
     "control_rate": None,
+    # The offer of a browser, which leaves most of the decisions to the server, as sections 12 and 13 want it.
+    "compression": Deflate(
+        threshold=0, server_max_window_bits=15, client_max_window_bits=15, server_no_context_takeover=False
+    ),
     "heartbeat": None,
     "open_timeout": 30,
     "close_timeout": 10,

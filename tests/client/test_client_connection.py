@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import zlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -23,6 +24,7 @@ from trio_crowws import (
     ConnectionClosedError,
     ConnectionClosedOK,
     ConnectionLost,
+    Deflate,
     Handler,
     HeartbeatTimeout,
     InvalidUTF8,
@@ -877,3 +879,76 @@ async def test_everything_is_gone_afterwards(kind: Kind) -> None:
                 await recorder.wait("close", number + 1)
                 await trio.testing.wait_all_tasks_blocked()
         gc.collect()
+
+
+# Compression
+
+
+COMPRESSIONS = [Deflate(), Deflate(threshold=0, server_no_context_takeover=False, client_no_context_takeover=True)]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS, ids=["defaults", "other contexts"])
+async def test_compressed_messages_go_both_ways(kind: Kind, compression: Deflate) -> None:
+    """Where both sides want it, and large messages only; `compress=` decides for a single one."""
+    app, recorder = echo_app(compression=compression)
+    large = "all work and no play makes Jack a dull boy\n" * 400
+    async with serving(app, kind) as site, client_of(site, compression=compression) as conn:
+        assert conn.compression is not None
+        assert conn.compression.startswith("permessage-deflate")
+        await recorder.wait("open")
+        assert recorder.conn.compression == conn.compression
+        for message in ("small", large, large.encode(), b"", "ü" * 5000):
+            await conn.send(message)
+            assert await conn.receive() == message
+        assert conn.bytes_received < 10_000
+        assert recorder.conn.bytes_received < 10_000
+        await conn.send(large, compress=False)
+        assert await conn.receive() == large
+        assert recorder.conn.bytes_received > len(large)
+
+
+async def test_compressed_frames_are_masked() -> None:
+    """They are frames like all others."""
+
+    async def script(peer: RawPeer) -> None:
+        await peer.accept("Sec-WebSocket-Extensions: permessage-deflate")
+        while len(peer.frames) < 2:
+            peer._take(bytes(await peer.stream.receive_some()))
+
+    compression = Deflate(threshold=0, server_max_window_bits=15, server_no_context_takeover=False)
+    async with raw_server(script) as server, connect(server.url, compression=compression, close_timeout=0.2) as conn:
+        await conn.send("a" * 1000)
+        await conn.send("b" * 1000)
+        await until(lambda: len(server.peers[0].frames) >= 2)
+        frames = server.peers[0].frames[:2]
+    assert [frame.first for frame in frames] == [0xC1, 0xC1]
+    assert all(frame.masked for frame in frames)
+    assert frames[0].key != frames[1].key
+    inflate = zlib.decompressobj(-15)
+    assert inflate.decompress(frames[0].payload + b"\x00\x00\xff\xff") == b"a" * 1000
+
+
+async def test_a_server_that_does_without_compression() -> None:
+    """Messages are sent as they are then."""
+    async with raw_server(echo) as server, connect(server.url, compression=Deflate(threshold=0)) as conn:
+        assert conn.compression is None
+        assert server.peers[0].header("Sec-WebSocket-Extensions") is not None
+        await conn.send("x" * 5000)
+        assert await conn.receive() == "x" * 5000
+
+
+async def test_a_bomb_of_a_server() -> None:
+    """The limit is for what a message becomes."""
+
+    async def script(peer: RawPeer) -> None:
+        await peer.accept("Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover")
+        squeeze = zlib.compressobj(wbits=-15)
+        bomb = (squeeze.compress(bytes(10_000_000)) + squeeze.flush(zlib.Z_SYNC_FLUSH))[:-4]
+        await peer.send(b"\xc2\x7e" + len(bomb).to_bytes(2) + bomb)
+        await peer.wait_end()
+
+    compression = Deflate(server_max_window_bits=15)
+    async with raw_server(script) as server, connect(server.url, compression=compression, close_timeout=0.2) as conn:
+        with pytest.raises(ConnectionClosedError) as caught:
+            await conn.receive()
+        assert type(caught.value.info.error) is PayloadTooBig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from functools import partial
 
@@ -12,7 +13,7 @@ import trio.testing
 from support.clients import client_of, nothing_left, tasks
 from support.rawserver import RawPeer, echo, raw_server
 from support.servers import Kind, Recorder, TapStream, serving
-from trio_crowws import App, Connection, ConnectionClosedError, ConnectionLost, connect, connect_stream
+from trio_crowws import App, ConnectFailed, Connection, ConnectionClosedError, ConnectionLost, connect, connect_stream
 from trio_crowws._client import running
 from trio_crowws._transport.engine import Engine
 
@@ -152,6 +153,22 @@ async def test_a_stream_that_breaks_trio_s_rules(caplog: pytest.LogCaptureFixtur
             pass
     assert "internal error" in caplog.text
     caplog.clear()
+
+
+async def test_an_engine_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left, the attempt fails, and a stream is closed all the same."""
+
+    def no_engine(**options: object) -> Engine:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(running, "Engine", no_engine)
+    near, _ = trio.testing.memory_stream_pair()
+    for connecting in (connect("ws://127.0.0.1:9/"), connect_stream(near, "ws://h/")):
+        with pytest.raises(ConnectFailed, match="too many open files"):
+            async with connecting:
+                pass
+    with pytest.raises(trio.ClosedResourceError):
+        await near.send_all(b"x")
 
 
 async def test_a_stream_that_does_not_close(

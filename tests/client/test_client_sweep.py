@@ -16,8 +16,8 @@ import pytest
 import trio
 import trio.testing
 
-from client.test_client_proxy import small_proxy
 from support.clients import client_of, open_files, tasks
+from support.proxies import small_proxy
 from support.servers import KINDS, Kind, Recorder, Site, serving, shared_tls, until
 from sweep.playing import Cutter
 from trio_crowws import App, Connection, ConnectionClosed, connect

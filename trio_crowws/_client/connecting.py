@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, final
 import trio
 
 from .._protocol.answer import AnswerReader, ServerResponse, UpgradeRequest, check_accepted
+from .._protocol.compressing import Compressor, Packer
+from .._protocol.deflate import Inflater
 from .._protocol.framing import FrameReader
 from .._protocol.request import Request
 from .._protocol.url import Proxy, Target, redirected
@@ -94,7 +96,12 @@ class Connecting:
             raise RuntimeError("the result of connect can be used for one connection only; call connect again")
         self._used = True
         plan = self._plan
-        self._shared = SharedEngine.enter()
+        try:
+            self._shared = SharedEngine.enter()
+        except OSError as error:
+            if plan.stream is not None:
+                await trio.aclose_forcefully(plan.stream)
+            raise ConnectFailed(f"the system has no descriptor left: {error}") from error
         try:
             with trio.CancelScope(deadline=trio.current_time() + plan.open_timeout):
                 await self._shared.engine.wait_running()
@@ -133,7 +140,10 @@ class Connecting:
         plan = self._plan
         target, headers, left = plan.target, plan.headers, plan.max_redirects
         while True:
-            request = UpgradeRequest(target.resource, target.authority, plan.options.subprotocols, _all(plan, headers))
+            options = plan.options
+            request = UpgradeRequest(
+                target.resource, target.authority, options.subprotocols, options.compression, _all(plan, headers)
+            )
             response = await self._ask(target, request)
             if response.status == 101:
                 return self._accept(target, request, response)
@@ -194,7 +204,7 @@ class Connecting:
         opening, shared, options = self._opening, self._shared, self._plan.options
         assert opening is not None
         assert shared is not None
-        subprotocol = check_accepted(request, response)
+        subprotocol, agreement = check_accepted(request, response)
         transport, timers = opening.transport, shared.engine.timers
         assert transport is not None
         if transport.closed:
@@ -205,6 +215,7 @@ class Connecting:
             control_rate=options.control_rate,
             clock=timers.clock,
             client=True,
+            inflater=None if agreement is None else Inflater(agreement, options.max_payload, client=True),
         )
         described = Request(
             "GET",
@@ -218,6 +229,8 @@ class Connecting:
         conn, self._nursery = _make_connection(described, options, transport, shared, reader, self.callbacks)
         conn.response = response
         conn.subprotocol = subprotocol
+        if agreement is not None and options.compression is not None:
+            conn._compress_with(Packer(Compressor(agreement.setting), options.compression.threshold), agreement.header)
         transport.receiver = conn
         log_start(conn)
         conn._begin(opening.early_data)

@@ -21,7 +21,9 @@ from typing import Final
 import h11
 from wsproto.utilities import generate_accept_token
 
-from ..errors import InvalidHandshake
+from .._deflate import Deflate
+from ..errors import HandshakeError, InvalidHandshake
+from .deflate_offer import Agreement, check_answer, make_offer
 from .request import Headers, split_list
 
 __all__ = ["MAX_BODY", "AnswerReader", "ServerResponse", "UpgradeRequest", "check_accepted", "shown"]
@@ -57,16 +59,25 @@ class UpgradeRequest:
       target: path and query, as they are sent.
       host: the value of `Host`, unless `headers` has one.
       subprotocols: those to offer, in order of preference.
+      compression: what to offer of permessage-deflate, or `None`.
       headers: more headers, as `check_headers` returned them.
 
     Attributes:
       target: path and query.
       headers: all header lines.
       subprotocols: those that are offered.
+      compression: what is offered of permessage-deflate, or `None`.
       accept: what the server has to answer to the key.
     """
 
-    def __init__(self, target: str, host: str, subprotocols: Sequence[str], headers: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        target: str,
+        host: str,
+        subprotocols: Sequence[str],
+        compression: Deflate | None,
+        headers: Sequence[tuple[str, str]],
+    ) -> None:
         key = base64.b64encode(os.urandom(16))
         given = {name.lower() for name, _ in headers}
         lines = [] if "host" in given else [("Host", host)]
@@ -78,10 +89,13 @@ class UpgradeRequest:
         ]
         if subprotocols:
             lines.append(("Sec-WebSocket-Protocol", ", ".join(subprotocols)))
+        if compression is not None:
+            lines.append(("Sec-WebSocket-Extensions", make_offer(compression)))
         if "user-agent" not in given:
             lines.append(("User-Agent", "trio_crowws"))
         self.target = target
         self.subprotocols = tuple(subprotocols)
+        self.compression = compression
         self.accept = generate_accept_token(key).decode("ascii")
         self._lines = [*lines, *headers]
         self.headers = Headers(self._lines)
@@ -215,11 +229,11 @@ class AnswerReader:
         return InvalidHandshake(f"the head of the answer is larger than {self._max_header_bytes} bytes")
 
 
-def check_accepted(request: UpgradeRequest, response: ServerResponse) -> str | None:
+def check_accepted(request: UpgradeRequest, response: ServerResponse) -> tuple[str | None, Agreement | None]:
     """Check a 101 (RFC 6455 section 4.1, the second list).
 
     Returns:
-      The subprotocol that the server has chosen, or `None`.
+      The subprotocol that the server has chosen, and what is agreed on about compression; `None` for none.
 
     Raises:
       InvalidHandshake: a header is missing, there twice, or does not answer what was asked.
@@ -231,14 +245,22 @@ def check_accepted(request: UpgradeRequest, response: ServerResponse) -> str | N
         raise _wrong(headers, "Connection")
     if list(headers.get_all("sec-websocket-accept")) != [request.accept]:
         raise _wrong(headers, "Sec-WebSocket-Accept")
-    if split_list(headers.get_all("sec-websocket-extensions")):
-        raise _wrong(headers, "Sec-WebSocket-Extensions", " which was not offered")
-    chosen = list(headers.get_all("sec-websocket-protocol"))
-    if not chosen:
-        return None
-    if len(chosen) > 1 or chosen[0] not in request.subprotocols:
+    chosen = [*headers.get_all("sec-websocket-protocol")]
+    if len(chosen) > 1 or not {*chosen} <= {*request.subprotocols}:
         raise _wrong(headers, "Sec-WebSocket-Protocol", " which was not offered")
-    return chosen[0]
+    return chosen[0] if chosen else None, _agree(request, headers)
+
+
+def _agree(request: UpgradeRequest, headers: Headers) -> Agreement | None:
+    answers = headers.get_all("sec-websocket-extensions")
+    if request.compression is not None:
+        try:
+            return check_answer(answers, request.compression)
+        except HandshakeError as error:
+            raise _wrong(headers, "Sec-WebSocket-Extensions", f": {error}") from error
+    if split_list(answers):
+        raise _wrong(headers, "Sec-WebSocket-Extensions", " which was not offered")
+    return None
 
 
 def _wrong(headers: Headers, name: str, why: str = "") -> InvalidHandshake:

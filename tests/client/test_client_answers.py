@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_crowws import InvalidHandshake, ServerResponse
+from trio_crowws import Deflate, InvalidHandshake, ServerResponse
 from trio_crowws._protocol.answer import MAX_BODY, AnswerReader, UpgradeRequest, check_accepted
 from trio_crowws._protocol.handshake import RequestReader, check_upgrade
 from trio_crowws._protocol.tunnel import Tunnel
@@ -16,8 +16,9 @@ from trio_crowws._protocol.url import parse_proxy, parse_url
 from trio_crowws.errors import ProxyError
 
 
-def make_request(*subprotocols: str) -> UpgradeRequest:
-    return UpgradeRequest("/chat?a=b", "example.org:81", subprotocols, [("X-More", "1"), ("Cookie", "a=b")])
+def make_request(*subprotocols: str, compression: Deflate | None = None) -> UpgradeRequest:
+    headers = [("X-More", "1"), ("Cookie", "a=b")]
+    return UpgradeRequest("/chat?a=b", "example.org:81", subprotocols, compression, headers)
 
 
 def make_reader(request: UpgradeRequest, *, max_header_bytes: int = 4096, max_headers: int = 20) -> AnswerReader:
@@ -61,7 +62,7 @@ def test_every_key_is_new() -> None:
 
 def test_host_and_user_agent_can_be_replaced() -> None:
     """Then they are there once, with the given value."""
-    request = UpgradeRequest("/", "example.org", (), [("host", "other"), ("USER-AGENT", "me")])
+    request = UpgradeRequest("/", "example.org", (), None, [("host", "other"), ("USER-AGENT", "me")])
     assert request.headers.get_all("host") == ("other",)
     assert request.headers.get_all("user-agent") == ("me",)
     assert "sec-websocket-protocol" not in request.headers
@@ -78,7 +79,7 @@ def test_a_101_is_taken_in_any_pieces(size: int) -> None:
     data = answer([*good(request).items(), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")]) + b"\x81\x01a\x81"
     responses = [reader.feed(data[start : start + size]) for start in range(0, len(data), size)]
     [response] = [each for each in responses if each is not None]
-    assert check_accepted(request, response) is None
+    assert check_accepted(request, response) == (None, None)
     assert response.status == 101
     assert response.headers.get_all("set-cookie") == ("a=1", "b=2")
     assert (response.body, response.truncated) == (b"", False)
@@ -103,7 +104,7 @@ def test_correct_forms_of_a_101(changed: dict[str, str]) -> None:
     request = make_request()
     response = make_reader(request).feed(answer([*(good(request) | changed).items()]))
     assert response is not None
-    assert check_accepted(request, response) is None
+    assert check_accepted(request, response) == (None, None)
 
 
 def test_the_subprotocol_of_the_server() -> None:
@@ -111,7 +112,7 @@ def test_the_subprotocol_of_the_server() -> None:
     request = make_request("a", "b")
     response = make_reader(request).feed(answer([*good(request).items(), ("Sec-WebSocket-Protocol", "b")]))
     assert response is not None
-    assert check_accepted(request, response) == "b"
+    assert check_accepted(request, response) == ("b", None)
 
 
 def test_earlier_answers_are_passed_over() -> None:
@@ -163,6 +164,43 @@ def test_a_101_that_is_not_correct(changes: list[tuple[str, str | None]], compla
     with pytest.raises(InvalidHandshake, match=complaint) as caught:
         check_accepted(request, response)
     assert str(caught.value).isascii()
+
+
+def test_compression_is_offered_and_agreed_on() -> None:
+    """The offer is one line, and the answer to it is part of what the 101 is checked for."""
+    request = make_request(compression=Deflate())
+    offer = request.headers["sec-websocket-extensions"]
+    assert (
+        offer == "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; client_max_window_bits=12"
+    )
+    header = "permessage-deflate; server_no_context_takeover; server_max_window_bits=10"
+    response = make_reader(request).feed(answer([*good(request).items(), ("Sec-WebSocket-Extensions", header)]))
+    assert response is not None
+    _, agreement = check_accepted(request, response)
+    assert agreement is not None
+    assert (agreement.header, agreement.server_max_window_bits, agreement.client_max_window_bits) == (header, 10, 12)
+    declined = make_reader(request).feed(answer([*good(request).items()]))
+    assert declined is not None
+    assert check_accepted(request, declined) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "x-other",
+        "permessage-deflate",
+        "permessage-deflate; server_no_context_takeover; server_max_window_bits=13",
+        "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; unknown",
+        "permessage-deflate; server_no_context_takeover; server_max_window_bits=12, permessage-deflate",
+    ],
+)
+def test_compression_that_was_not_offered_so(header: str) -> None:
+    """The error shows the header and says what is wrong with it."""
+    request = make_request(compression=Deflate())
+    response = make_reader(request).feed(answer([*good(request).items(), ("Sec-WebSocket-Extensions", header)]))
+    assert response is not None
+    with pytest.raises(InvalidHandshake, match=r"wrong header Sec-WebSocket-Extensions: '.*': .*not offered so"):
+        check_accepted(request, response)
 
 
 def test_an_accept_value_that_is_there_twice() -> None:
