@@ -19,7 +19,7 @@ from ._session.accepting import Reject
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.lifecycle import live
 from ._session.opening import Opening
-from ._upgrade import SHUTTING_DOWN, Decider, Undecided, Upgrade, open_connection, produce
+from ._upgrade import SHUTTING_DOWN, Decider, Undecided, Upgrade, internal_error, open_connection, produce
 from .errors import HandshakeError
 
 if TYPE_CHECKING:
@@ -232,6 +232,5 @@ class Membership:
 
 
 def _internal_error(request: Request, error: Exception) -> HandshakeError:
-    """What a peer is told when the application has failed; what happened is for the log alone."""
     logger.error("cannot answer %s from %s: %r", ascii(request.path), request.remote_address, error, exc_info=error)
-    return HandshakeError(500, "internal server error")
+    return internal_error()

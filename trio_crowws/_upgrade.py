@@ -16,6 +16,7 @@ from ._protocol.framing import FrameReader
 from ._protocol.handshake import accept_response, choose_subprotocol
 from ._session.accepting import Accept, Reject, Response, as_response
 from ._session.connection import Connection
+from ._session.ending import Parts
 from ._session.handlers import Callback, Callbacks
 from ._session.receiving import call
 from ._session.tasks import sort_out
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ._site import Site
     from ._transport.timers import Timers
 
-__all__ = ["SHUTTING_DOWN", "Decider", "Undecided", "Upgrade", "open_connection", "produce"]
+__all__ = ["SHUTTING_DOWN", "Decider", "Undecided", "Upgrade", "internal_error", "open_connection", "produce"]
 
 logger = logging.getLogger("trio_crowws")
 
@@ -48,6 +49,11 @@ class Upgrade(NamedTuple):
     callbacks: Callbacks
     accept: str
     nursery: trio.Nursery
+
+
+def internal_error() -> HandshakeError:
+    """What a peer is told when the application has failed; what happened is for the log alone."""
+    return HandshakeError(500, "internal server error")
 
 
 class Undecided(Exception):
@@ -109,7 +115,7 @@ class Decider:
                     _log_failure(callback, request, own)
                 if rest is not None:
                     raise rest from None
-                raise Undecided(HandshakeError(500, "internal server error")) from own
+                raise Undecided(internal_error()) from own
             finally:
                 del self._asking[opening]
         if trio.current_time() < opening.deadline:
@@ -127,7 +133,7 @@ def _interpret(outcome: object, *, may_accept: bool) -> Accept | Reject:
     allowed = "None, True, False, Accept or Reject" if may_accept else "None, True, False or Reject"
     error = HandlerError(f"{'on_accept' if may_accept else 'a middleware'} returned {outcome!r}; it must be {allowed}")
     logger.error("%s", error)
-    raise Undecided(HandshakeError(500, "internal server error"))
+    raise Undecided(internal_error())
 
 
 def _log_failure(callback: Callback, request: Request, error: Exception) -> None:
@@ -148,7 +154,7 @@ async def produce(decider: Decider, opening: Opening, request: Request, route: H
         return as_response(result, route.content_type)
     except (TypeError, ValueError) as error:
         _log_failure(route.callback, request, error)
-        raise Undecided(HandshakeError(500, "internal server error")) from error
+        raise Undecided(internal_error()) from error
 
 
 def open_connection(
@@ -166,7 +172,7 @@ def open_connection(
         subprotocol = choose_subprotocol(options.subprotocols, request.subprotocols)
     elif subprotocol not in request.subprotocols:
         logger.error("on_accept of %s chose the subprotocol %r, which was not offered", route.path, subprotocol)
-        raise Undecided(HandshakeError(500, "internal server error"))
+        raise Undecided(internal_error())
     agreement = _agree(request, options)
     extensions = None if agreement is None else agreement.header
     answer = accept_response(upgrade.accept, subprotocol=subprotocol, extensions=extensions, headers=accepted.headers)
@@ -178,9 +184,8 @@ def open_connection(
         clock=timers.clock,
         inflater=None if agreement is None else Inflater(agreement, options.max_payload),
     )
-    conn = Connection(
-        connection_id, request, options, opening.transport, timers, reader, upgrade.callbacks, rooms, upgrade.nursery
-    )
+    parts = Parts(connection_id, request, options, opening.transport, timers, reader)
+    conn = Connection(parts, upgrade.callbacks, rooms, upgrade.nursery)
     if agreement is not None and options.compression is not None:
         conn._compress_with(packers.get(agreement.setting, options.compression.threshold), agreement.header)
     conn.subprotocol = subprotocol

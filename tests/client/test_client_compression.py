@@ -103,4 +103,4 @@ async def test_an_answer_that_was_not_offered(answer: str) -> None:
 def test_the_option_is_checked_at_the_call() -> None:
     """Something else than `Deflate(...)` is refused before anything is done."""
     with pytest.raises(TypeError, match=r"option compression=True is not allowed; it must be Deflate"):
-        connect("ws://h/", compression=True)  # type: ignore[arg-type]
+        connect("ws://h/", compression=True)

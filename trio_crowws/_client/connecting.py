@@ -28,6 +28,7 @@ from .._protocol.framing import FrameReader
 from .._protocol.request import Request
 from .._protocol.url import Proxy, Target, redirected
 from .._session.connection import Connection, PublishResult
+from .._session.ending import Parts
 from .._session.handlers import Callback, Callbacks
 from .._session.lifecycle import leave, log_start
 from .._transport.stream import addresses_of, plain_address
@@ -311,17 +312,8 @@ def _make_connection(
     callbacks: Callbacks,
 ) -> tuple[Connection, Nursery]:
     nursery = Nursery(shared.engine, lambda: conn._finish(1001))
-    conn = Connection(
-        f"client{next(_numbers)}",
-        request,
-        options,
-        transport,
-        shared.engine.timers,
-        reader,
-        callbacks,
-        _NoRooms(),
-        nursery,
-    )
+    parts = Parts(f"client{next(_numbers)}", request, options, transport, shared.engine.timers, reader)
+    conn = Connection(parts, callbacks, _NoRooms(), nursery)
     conn._act_as_client()
     return conn, nursery
 

@@ -17,12 +17,8 @@ from .receiving import Receiving
 from .tasks import Children, log_failure
 
 if TYPE_CHECKING:
-    from .._options import Options
     from .._protocol.answer import ServerResponse
-    from .._protocol.framing import FrameReader
-    from .._protocol.request import Request
-    from .._transport.base import Transport
-    from .._transport.timers import Timers
+    from .ending import Parts
     from .handlers import Callbacks
     from .tasks import Spawner
 
@@ -80,19 +76,8 @@ class Connection(Receiving):
 
     __slots__ = ("_children", "_nursery", "_rooms", "response", "subprotocol", "userdata")
 
-    def __init__(
-        self,
-        connection_id: str,
-        request: Request,
-        options: Options,
-        transport: Transport,
-        timers: Timers,
-        reader: FrameReader,
-        callbacks: Callbacks,
-        rooms: RoomsLike,
-        nursery: Spawner,
-    ) -> None:
-        super().__init__(connection_id, request, options, transport, timers, reader, callbacks)
+    def __init__(self, parts: Parts, callbacks: Callbacks, rooms: RoomsLike, nursery: Spawner) -> None:
+        super().__init__(parts, callbacks)
         self._rooms = rooms
         self._nursery = nursery
         self._children: Children | None = None

@@ -20,7 +20,7 @@ import logging
 import math
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .._transport.base import Address, Transport
     from .._transport.timers import Timers
 
-__all__ = ["Ending", "State"]
+__all__ = ["Ending", "Parts", "State"]
 
 logger = logging.getLogger("trio_crowws")
 
@@ -92,6 +92,17 @@ class PingSent:
         self.answered: trio.Event | None = None
 
 
+class Parts(NamedTuple):
+    """What a connection is made of, on either side; the layers above add what is theirs."""
+
+    id: str
+    request: Request
+    options: Options
+    transport: Transport
+    timers: Timers
+    reader: FrameReader
+
+
 class Ending:
     """State, end and timers of one connection."""
 
@@ -132,21 +143,10 @@ class Ending:
         "request",
     )
 
-    def __init__(
-        self,
-        connection_id: str,
-        request: Request,
-        options: Options,
-        transport: Transport,
-        timers: Timers,
-        reader: FrameReader,
-    ) -> None:
-        self.id = connection_id
-        self.request = request
+    def __init__(self, parts: Parts) -> None:
+        self.id, self.request, options, self._transport, timers, self._reader = parts
         self._options = options
-        self._transport = transport
         self._timers = timers
-        self._reader = reader
         self._timer = Timer(timers, self._on_timer)
         self._scope = trio.CancelScope()
         self._debug = logger.isEnabledFor(logging.DEBUG)

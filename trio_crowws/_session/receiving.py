@@ -32,12 +32,8 @@ from .sending import Sending
 from .tasks import log_failure, sort_out
 
 if TYPE_CHECKING:
-    from .._options import Options
     from .._protocol.framing import Event as FrameEvent
-    from .._protocol.framing import FrameReader
-    from .._protocol.request import Request
-    from .._transport.base import Transport
-    from .._transport.timers import Timers
+    from .ending import Parts
     from .handlers import Callback, Callbacks
 
 __all__ = ["Receiving"]
@@ -74,21 +70,12 @@ class Receiving(Sending):
         "messages_received",
     )
 
-    def __init__(
-        self,
-        connection_id: str,
-        request: Request,
-        options: Options,
-        transport: Transport,
-        timers: Timers,
-        reader: FrameReader,
-        callbacks: Callbacks,
-    ) -> None:
-        super().__init__(connection_id, request, options, transport, timers, reader)
+    def __init__(self, parts: Parts, callbacks: Callbacks) -> None:
+        super().__init__(parts)
         self._callbacks = callbacks
         self._inbox: deque[str | bytes | Ping | Pong] | None = None  # made with the first message; it is not small
         self._inbox_size = 0
-        self._read_ahead = options.read_ahead
+        self._read_ahead = parts.options.read_ahead
         self._interrupt: BaseException | None = None
         self._waiter: trio.lowlevel.Task | None = None
         self._idle = False

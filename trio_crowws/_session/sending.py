@@ -32,12 +32,8 @@ from .ending import Ending
 
 if TYPE_CHECKING:
     from .._closeinfo import CloseFrame
-    from .._options import Options
     from .._protocol.compressing import Compressor, Packer
-    from .._protocol.framing import FrameReader
-    from .._protocol.request import Request
-    from .._transport.base import Transport
-    from .._transport.timers import Timers
+    from .ending import Parts
 
 __all__ = ["Offered", "Sending"]
 
@@ -77,17 +73,9 @@ class Sending(Ending):
         "messages_sent",
     )
 
-    def __init__(
-        self,
-        connection_id: str,
-        request: Request,
-        options: Options,
-        transport: Transport,
-        timers: Timers,
-        reader: FrameReader,
-    ) -> None:
-        super().__init__(connection_id, request, options, transport, timers, reader)
-        self._high_water = min(options.send_high_water, options.send_limit)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._high_water = min(parts.options.send_high_water, parts.options.send_limit)
         self._progress: trio.lowlevel.ParkingLot | None = None
         self._line: trio.StrictFIFOLock | None = None
         self._waiting = 0
