@@ -319,8 +319,7 @@ def _make_connection(
 
 
 async def _block(conn: Connection) -> None:
-    """Stands for the block of `async with`; never called."""
-    raise AssertionError(f"{conn} has no handler but a block")
+    """Stands for the block of `async with`, whose task is the caller's own, so this is never called."""
 
 
 _BLOCK: Callback = Callback(_block, True)

@@ -66,8 +66,8 @@ class Opening:
             self._error = error
             self._answered.set()
             # What the server sends from here on waits in the kernel until somebody is there for it.
-            if self.transport is not None:
-                self.transport.pause()
+            assert self.transport is not None
+            self.transport.pause()
 
     # What the transport reports
 
