@@ -36,6 +36,9 @@ class Deflate:
     with `client_no_context_takeover`. With `server_no_context_takeover=False` it needs another
     `6 KiB + 2**(server_max_window_bits + 2) + 2**(mem_level + 9)`: 38 KiB with the defaults, 262 KiB with 15 and 8.
 
+    The names keep their sides where a client offers it. A client keeps a context by default, and so has a compressor
+    for each connection.
+
     Raises:
       TypeError: a value is of the wrong type.
       ValueError: a value is out of range.

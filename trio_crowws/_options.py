@@ -217,9 +217,11 @@ class Options:
     compression: Deflate | None = None
     """`Deflate()` to compress messages with peers that can do that as well. `None`: never."""
     max_header_bytes: int = 16 * KIB
-    """The largest request head; 431 beyond. For the application, not for a route."""
+    """The largest request head; 431 beyond. For the application, not for a route. At a client, the largest head of the
+    server's answer; `InvalidHandshake` beyond."""
     max_headers: int = 100
-    """The most header lines of a request; 431 beyond. For the application, not for a route."""
+    """The most header lines of a request; 431 beyond. For the application, not for a route. At a client, those of the
+    server's answer; `InvalidHandshake` beyond."""
 
     # Deadlines.
     ping_interval: float | None = 20

@@ -30,7 +30,8 @@ class Backoff:
     """The waits between the connections of `keep_connected`, in seconds.
 
     Raises:
-      ValueError: a value is negative, not finite, or does not go together with another one.
+      TypeError: a value is not a number.
+      ValueError: a value is negative or not finite, `factor` is below 1, or `maximum` is below `initial`.
     """
 
     initial: float = 1

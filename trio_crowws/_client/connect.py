@@ -65,7 +65,7 @@ def connect(
       ProxyError: at the beginning of the block; the proxy refused. It is a `ConnectFailed`.
       HandshakeTimeout: at the beginning of the block; `open_timeout` is over.
       Rejected: at the beginning of the block; the server answered without a 101.
-      InvalidHandshake: at the beginning of the block; the server's 101 is not correct.
+      InvalidHandshake: at the beginning of the block; the server's answer is not correct HTTP, or not a correct 101.
 
     Cancellation: while connecting, nothing is left behind. In the block, the server is told 1001, within a second.
     """

@@ -89,7 +89,7 @@ class LinkState:
       attempt: the number of the attempt, from 1; a healthy connection lets it begin anew.
       delay: in `WAITING`, the seconds until the next attempt; otherwise `None`.
       error: why the last connection ended or could not be made; `None` while there is nothing to report. In `STOPPED`
-        it is what `keep_connected` raises.
+        it is what `keep_connected` raises, or `None` if it raises nothing or was cancelled.
     """
 
     phase: LinkPhase
@@ -155,8 +155,10 @@ async def keep_connected(
 
     Raises:
       Exception: whatever the handler raises, but the `ConnectionClosed` of its own connection.
-      CrowWSError: the reason that was final: `Rejected`, `InvalidURL`, or a `ConnectionClosed`.
-      TypeError: `on_state` is not a plain function of one parameter.
+      CrowWSError: the reason that was final: `Rejected`, `ProxyError`, `InvalidURL`, or a `ConnectionClosed`, which
+        is a `ConnectionClosedOK` if both sides have sent a Close frame.
+      TypeError, ValueError: an option is unknown, of the wrong type, or not allowed, as for `connect`; or `on_state` is
+        not a plain function of one parameter.
 
     Cancellation: at any point; an open connection is closed as `connect` closes it, with 1001.
     """

@@ -55,11 +55,12 @@ class RoomsLike(Protocol):
 class Connection(Receiving):
     """One WebSocket connection, from the 101 to `on_close` and, for its readable names, beyond.
 
-    The contract: every method may be called from any task of the server's Trio loop. Sends are whole frames or nothing,
-    in the order of the calls, and everything sent before `close` is on the wire before the Close frame. One task at a
-    time may wait in `receive`. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which
-    says why; a session handler may let that pass, it is a normal end. Cancelling any of the calls leaves the connection
-    as it was. Connections are made by the application's server or by `connect`, never by hand.
+    The contract: every method may be called from any task of its Trio loop. Sends are whole frames or nothing, in the
+    order of the calls, and everything sent before `close` is on the wire before the Close frame. One task at a time may
+    wait in `receive`. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which says why; a
+    session handler may let that pass, it is a normal end, and out of a client's block it goes on to your code.
+    Cancelling any of the calls leaves the connection as it was. Connections are made by the application's server or by
+    `connect`, never by hand.
 
     Attributes:
       id: unique in this process and never used again.
@@ -188,7 +189,8 @@ class Connection(Receiving):
         Raises:
           ConnectionClosed: the connection is closing, or ended before the pong came.
 
-        Cancellation: stops the waiting only. The heartbeat ends a dead connection and so bounds the wait.
+        Cancellation: stops the waiting only. The heartbeat ends a dead connection and so bounds the wait, unless it is
+        off.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._phase is not Phase.OPEN:
@@ -249,24 +251,33 @@ class Connection(Receiving):
         Raises:
           TypeError: the name is not a str.
           ConnectionClosed: the connection has ended.
+          RuntimeError: this is the client's side, which has no rooms.
         """
         if self._phase is Phase.CLOSED:
             raise self._closed_error()
         return self._rooms.join(self, room)
 
     def leave(self, room: str) -> bool:
-        """Stop being a member of `room`; `False` if it was none."""
+        """Stop being a member of `room`; `False` if it was none.
+
+        Raises:
+          RuntimeError: this is the client's side, which has no rooms.
+        """
         return self._rooms.leave(self, room)
 
     @property
     def rooms(self) -> frozenset[str]:
-        """The rooms that it is a member of."""
+        """The rooms that it is a member of; empty on the client's side."""
         return self._rooms.of(self)
 
     def publish(
         self, room: str, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None
     ) -> PublishResult:
-        """Send `data` to every member of `room` but this connection; never waits. See `App.publish`."""
+        """Send `data` to every member of `room` but this connection; never waits. See `App.publish`.
+
+        Raises:
+          RuntimeError: this is the client's side, which has no rooms.
+        """
         return self._rooms.publish(room, data, (self,), compress)
 
     # Tasks and handlers
@@ -274,7 +285,8 @@ class Connection(Receiving):
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task that belongs to this connection: it is cancelled, and has ended, before `on_close`.
 
-        An exception in it ends the connection like one in a handler; on a client's side it also leaves the block.
+        An exception in it ends the connection like one in a handler. On a client's side the block goes on, and the
+        exception is raised when it is left.
 
         Raises:
           ConnectionClosed: the connection has ended.
