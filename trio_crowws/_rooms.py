@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
+from ._protocol.compressing import check_compress
 from ._protocol.encoding import encode_message
 from ._session.sending import Offered
 
@@ -48,6 +49,7 @@ def deliver(
 ) -> PublishResult:
     """Encode `data` once and offer it to every one of `members` that is not in `exclude`."""
     frame = encode_message(data)
+    check_compress(compress)
     packed: dict[Compressor, bytes] = {}
     sent = dropped = closed = 0
     for conn in members:

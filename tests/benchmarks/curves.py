@@ -29,6 +29,7 @@ class Curve:
     Attributes:
       steps: its values.
       load: the load generator's arguments for a value.
+      options: more arguments of the servers.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Curve:
     steps: tuple[int, ...]
     servers: tuple[Server, ...]
     load: Callable[[int], tuple[str, ...]]
+    options: tuple[str, ...] = ()
 
 
 CURVES = (
@@ -58,6 +60,7 @@ CURVES = (
         tuple(1 << bits for bits in range(4, 23, 2)),
         (SYNC, ASYNC, BARE_TRIO),
         lambda size: ("echo", "--connections=8", "--depth=2", f"--size={size}", "--binary"),
+        (f"--max-payload={8 << 20}",),
     ),
     Curve(
         "subscribers",
@@ -83,7 +86,7 @@ def measure(curve: Curve, load: LoadGenerator, rounds: int, seconds: float) -> P
     """Measure a curve; the servers take turns at each step."""
     costs: dict[str, list[float]] = {server.name: [] for server in curve.servers}
     with ExitStack() as stack:
-        running = {server.name: stack.enter_context(load.serving(server)) for server in curve.servers}
+        running = {server.name: stack.enter_context(load.serving(server, *curve.options)) for server in curve.servers}
         for step in curve.steps:
             arguments = (*curve.load(step), f"--seconds={seconds}", "--warmup=0.2")
             runs: dict[str, list[dict[str, float]]] = {name: [] for name in running}

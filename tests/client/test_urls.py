@@ -141,9 +141,29 @@ def test_a_url_is_a_str(url: Any) -> None:
 
 def test_errors_do_not_show_secrets() -> None:
     """Neither a password nor a query stands in an error, which may be logged."""
-    for bad in ("ws://user:s3cret@h/", "ws://h/?token=s3cret#", "wsx://h/?s3cret", "ws://a:s3cret@b:99999/x?s3cret"):
+    for bad in (
+        "ws://user:s3cret@h/",
+        "ws://h/?token=s3cret#",
+        "wsx://h/?s3cret",
+        "ws://a:s3cret@b:99999/x?s3cret",
+        "ws://u:pa/s3cret@h/",
+        "wss://u:se#s3cret@h/",
+        "ws:u:s3cret@h/x",
+        "u:s3cret@h:80",
+        "ws://u:p?s3cret@h/",
+    ):
         with pytest.raises(InvalidURL) as caught:
             parse_url(bad)
+        assert "s3cret" not in str(caught.value)
+    for bad in (
+        "http://user:s3cret#x@h",
+        "http://u:pa/s3cret@h",
+        "http://u:p?s3cret@h",
+        "u:s3cret@h:80",
+        "//u:s3cret@h",
+    ):
+        with pytest.raises(InvalidURL) as caught:
+            parse_proxy(bad)
         assert "s3cret" not in str(caught.value)
     with pytest.raises(InvalidURL) as caught:
         parse_url("ws://h/" + "x" * 10000 + "#")

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from support.servers import EVERYTHING, Recorder, Site, decode, messages_of, noise, serving
+from support.servers import EVERYTHING, Kind, Recorder, Site, decode, messages_of, noise, serving
 from trio_crowws import Accept, App, Connection, Deflate, PublishResult
 from trio_crowws._protocol.compressing import Compressor, Packer
 from trio_crowws._transport.base import Transport
@@ -502,3 +502,24 @@ async def test_what_compression_needs_is_given_back_at_the_end() -> None:
         assert it.conn._packer is None
         assert it.conn._reader._inflater is None
         assert it.conn.compression is not None
+
+
+@pytest.mark.parametrize("compress", ["no", 0, 1, []])
+async def test_compress_is_a_bool_or_none(kind: Kind, compress: Any) -> None:
+    """Everything else is a mistake, and nothing is sent: a message with a secret would be compressed by it."""
+    app = App()
+    recorder = Recorder(app, hooks=waiting())
+    async with serving(app, kind) as site, site.connect() as peer:
+        await recorder.wait("open")
+        conn = recorder.conn
+        conn.join("room")
+        with pytest.raises(TypeError, match="it must be True, False or None"):
+            await conn.send("a", compress=compress)
+        with pytest.raises(TypeError, match="it must be True, False or None"):
+            conn.send_nowait("a", compress=compress)
+        with pytest.raises(TypeError, match="it must be True, False or None"):
+            app.publish("room", "a", compress=compress)
+        with pytest.raises(TypeError, match="it must be True, False or None"):
+            app.broadcast("a", compress=compress)
+        await conn.send("b")
+        assert await peer.receive() == "b"

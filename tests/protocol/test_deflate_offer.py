@@ -438,6 +438,20 @@ def test_bad_answer(parameters: str) -> None:
     assert caught.value.status == 101
 
 
+@pytest.mark.parametrize("name", ["server_no_context_takeover", "client_no_context_takeover"])
+@pytest.mark.parametrize("value", ["1", "yes", '""'])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_flag_with_a_value_is_malformed_whatever_is_configured(name: str, value: str, wanted: bool) -> None:
+    """It declines an offer and fails an answer, also where this side wants the flag anyway."""
+    config = Deflate(server_max_window_bits=15, server_no_context_takeover=wanted, client_no_context_takeover=wanted)
+    parameters = f"permessage-deflate; server_no_context_takeover; {name}={value}"
+    if name.startswith("server"):
+        parameters = f"permessage-deflate; {name}={value}"
+    assert negotiate([parameters], config) is None
+    with pytest.raises(HandshakeError, match="not offered so: "):
+        check_answer([parameters], config)
+
+
 @pytest.mark.parametrize(
     "answers",
     [

@@ -24,7 +24,7 @@ from .encoding import frame_header
 if TYPE_CHECKING:
     from .deflate_offer import Setting
 
-__all__ = ["Compressor", "Packer", "Packers", "most"]
+__all__ = ["Compressor", "Packer", "Packers", "check_compress", "most"]
 
 _EMPTY: Final = b"\x00"  # a message without payload, without its tail
 _LENGTHS: Final = {126: 4, 127: 10}  # bytes of a header, by its second byte; 2 for all others
@@ -95,6 +95,16 @@ class Packer:
         if self.keeps_context or len(compressed) < len(frame) - start:
             return frame_header(frame[0] | RSV1, len(compressed)) + compressed
         return frame
+
+
+def check_compress(compress: object) -> None:
+    """Check what somebody has said about one message; for one with a secret in it a mistake would matter.
+
+    Raises:
+      TypeError: it is not True, False or None.
+    """
+    if compress is not None and not isinstance(compress, bool):
+        raise TypeError(f"compress={compress!r} is not allowed; it must be True, False or None")
 
 
 def most(size: int) -> int:

@@ -108,8 +108,9 @@ def negotiate(offers: Sequence[str], config: Deflate) -> Agreement | None:
 
 def _accept(offer: Parameters, config: Deflate) -> Agreement:
     """Answer one offer (RFC 7692 section 7.1); `_Malformed` if it has to be declined."""
-    server_no_context = config.server_no_context_takeover or _flag(offer, _SERVER_CONTEXT)
-    client_no_context = config.client_no_context_takeover or _flag(offer, _CLIENT_CONTEXT)
+    # The flags are looked at whatever is configured, because one with a value is malformed.
+    server_no_context = _flag(offer, _SERVER_CONTEXT) or config.server_no_context_takeover
+    client_no_context = _flag(offer, _CLIENT_CONTEXT) or config.client_no_context_takeover
     server_bits = min(config.server_max_window_bits, _bits(offer, _SERVER_BITS) or MAX_WINDOW_BITS)
     client_bits = MAX_WINDOW_BITS
     if _CLIENT_BITS in offer:
@@ -178,7 +179,7 @@ def check_answer(answers: Sequence[str], config: Deflate) -> Agreement | None:
 
 def _agree(answer: Parameters, config: Deflate) -> Agreement:
     server_no_context = _flag(answer, _SERVER_CONTEXT)
-    client_no_context = config.client_no_context_takeover or _flag(answer, _CLIENT_CONTEXT)
+    client_no_context = _flag(answer, _CLIENT_CONTEXT) or config.client_no_context_takeover
     server_bits = _bits(answer, _SERVER_BITS) or MAX_WINDOW_BITS
     client_bits = _bits(answer, _CLIENT_BITS) or MAX_WINDOW_BITS
     if answer.keys() - {*_FLAGS, _SERVER_BITS, _CLIENT_BITS}:

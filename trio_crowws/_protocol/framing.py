@@ -342,8 +342,8 @@ class FrameReader:
         if referee is None:
             inflater = self._inflater
             # The inflater knows which messages are compressed, and judges the size of those that are not.
-            most = self._max_payload if inflater is None else inflater.compressed_limit
-            limits = Limits(most, self._max_fragments, self._rate)
+            most = None if inflater is None else inflater.compressed_limit
+            limits = Limits(self._max_payload, self._max_fragments, self._rate, on_the_wire=most)
             self._referee = referee = _Referee(self._client, self._allow_unmasked, limits, inflater)
         position = referee.take(data, position, events)
         if referee.finished:

@@ -61,6 +61,8 @@ class Limits(Extension):
       max_payload: bytes of one message, over all of its frames; `None` for no limit.
       max_fragments: frames of one message, empty ones included; `None` for no limit.
       rate: the bucket that ping, pong and empty fragments draw from; `None` for no limit.
+      on_the_wire: as much of a message is let through where it may be compressed, and `max_payload` is for somebody else
+        to judge.
 
     Attributes:
       breach: what was exceeded, once something was.
@@ -68,9 +70,17 @@ class Limits(Extension):
 
     name = "trio-crowws-limits"
 
-    def __init__(self, max_payload: int | None, max_fragments: int | None, rate: ControlRate | None) -> None:
+    def __init__(
+        self,
+        max_payload: int | None,
+        max_fragments: int | None,
+        rate: ControlRate | None,
+        *,
+        on_the_wire: int | None = None,
+    ) -> None:
         self.breach: ProtocolError | None = None
         self._max_payload = max_payload
+        self._most = max_payload if on_the_wire is None else on_the_wire
         self._max_fragments = max_fragments
         self._rate = rate
         self._frame: Opcode | None = None  # of the frame that was judged and is not complete
@@ -122,8 +132,13 @@ class Limits(Extension):
             self._payload = self._fragments = 0
         self._payload += self._frame_length
         self._fragments += 1
-        if self._max_payload is not None and self._payload > self._max_payload:
-            return PayloadTooBig(f"a message of at least {self._payload} bytes; the limit is {self._max_payload}")
+        if self._most is not None and self._payload > self._most:
+            if self._most == self._max_payload:
+                return PayloadTooBig(f"a message of at least {self._payload} bytes; the limit is {self._most}")
+            return PayloadTooBig(
+                f"a message of at least {self._payload} bytes on the wire; max_payload={self._max_payload} allows"
+                f" {self._most} there"
+            )
         if self._max_fragments is not None and self._fragments > self._max_fragments:
             return ProtocolError(
                 CloseReason.POLICY_VIOLATION.value, f"a message of more than {self._max_fragments} frames"

@@ -34,6 +34,7 @@ __all__ = ["Proxy", "Target", "parse_proxy", "parse_url", "redirected"]
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"ws": 80, "wss": 443, "http": 80}
 
+_SECRET = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:(?://)?|//)?.*@", re.DOTALL)
 _SPLIT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<rest>.*)", re.DOTALL)
 _PORT = re.compile(r"[0-9]{1,5}")
 _LABEL: Final = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -204,8 +205,12 @@ def _split(url: str, what: str) -> tuple[str, str, str]:
 
 
 def _plain(url: str) -> str:
-    """A URL for an error: escaped, not long, and without a password or a query, which may be a secret too."""
-    shown = re.sub(r"\?.*", "?...", re.sub(r"//[^/?#]*@", "//...@", url), flags=re.DOTALL)
+    """A URL for an error: escaped, not long, and without a password or a query, which may be a secret too.
+
+    The URL may be malformed, so a password is whatever may have been meant as one: all between the scheme and the last
+    at sign.
+    """
+    shown = re.sub(r"\?.*", "?...", _SECRET.sub(r"\1...@", url), flags=re.DOTALL)
     return ascii(shown if len(shown) <= 200 else shown[:200] + "...")
 
 

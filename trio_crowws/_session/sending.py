@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._protocol.closing import Phase
-from .._protocol.compressing import most
+from .._protocol.compressing import check_compress, most
 from .._protocol.encoding import encode_message, encode_pong
 from ..errors import SlowConsumer
 from .ending import Ending
@@ -103,13 +103,15 @@ class Sending(Ending):
             `False` never, as for a message with a secret in it. Where no compression was agreed on it says nothing.
 
         Raises:
-          TypeError: `data` is of another type; nothing was sent.
+          TypeError: `data` or `compress` is of another type; nothing was sent.
           ValueError: the text holds a lone surrogate; nothing was sent.
           ConnectionClosed: the connection is closing or closed.
 
         Cancellation: always a cancellation point. A cancelled `send` has sent nothing.
         """
         frame = encode_message(data)
+        if compress is not None:
+            check_compress(compress)
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._phase > _ANSWERING:
             raise self._closed_error()
@@ -133,11 +135,13 @@ class Sending(Ending):
           `False` when the message was not queued because the peer is too slow (`on_slow`).
 
         Raises:
-          TypeError: `data` is of another type; nothing was sent.
+          TypeError: `data` or `compress` is of another type; nothing was sent.
           ValueError: the text holds a lone surrogate; nothing was sent.
           ConnectionClosed: the connection is closing or closed.
         """
         frame = encode_message(data)
+        if compress is not None:
+            check_compress(compress)
         if self._phase > _ANSWERING:
             raise self._closed_error()
         if self._packer is None:
