@@ -61,8 +61,8 @@ class Limits(Extension):
       max_payload: bytes of one message, over all of its frames; `None` for no limit.
       max_fragments: frames of one message, empty ones included; `None` for no limit.
       rate: the bucket that ping, pong and empty fragments draw from; `None` for no limit.
-      on_the_wire: as much of a message is let through where it may be compressed, and `max_payload` is for somebody else
-        to judge.
+      on_the_wire: as much of a message is let through where it may be compressed; `max_payload` is for somebody else to
+        judge then.
 
     Attributes:
       breach: what was exceeded, once something was.
