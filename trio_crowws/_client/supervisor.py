@@ -17,6 +17,7 @@ A failure to connect goes to the third question at once. The waits are computed 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import time
@@ -24,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import urlsplit
 
 import trio
@@ -143,12 +144,13 @@ async def keep_connected(
 
     Args:
       handler: an async function of one parameter. When it has not left `grace` seconds after its connection has ended,
-        it is cancelled, and run again with the next one.
+        it is cancelled, and run again with the next one. One that has closed the connection itself is never cancelled:
+        it is done when it returns, however long that takes.
       url: as for `connect`.
       backoff: how long to wait.
       is_final: called with the reason of each end; `True` ends it all.
       on_state: a plain function that is told what goes on; it must not block, and what it raises is raised here.
-      grace: seconds; `math.inf` for a handler that must never be cancelled.
+      grace: seconds, 0 or more; `math.inf` for a handler that must never be cancelled.
       rng: the source of chance; `None` for that of the module `random`.
       connect: what makes the connections, `connect` or something that is called like it.
       options: as for `connect`.
@@ -156,12 +158,15 @@ async def keep_connected(
     Raises:
       Exception: whatever the handler raises, but the `ConnectionClosed` of its own connection.
       CrowWSError: the reason that was final: `Rejected`, `InvalidURL`, or a `ConnectionClosed`.
-      TypeError: `on_state` is not a plain function of one parameter.
+      TypeError, ValueError: before the first connection; an argument is of the wrong type, or not allowed.
 
     Cancellation: at any point; an open connection is closed as `connect` closes it, with 1001.
     """
-    if on_state is not None and make_callback("on_state", on_state, ("state",)).is_async:
-        raise TypeError("on_state must be a plain function, not an async one")
+    _check_handler(handler)
+    _check_plain("is_final", is_final, "error")
+    if on_state is not None:
+        _check_plain("on_state", on_state, "state")
+    _check_values(backoff, grace, rng, connect)
     link = _Link(handler, url, backoff, is_final, on_state, grace, rng, connect, options)
     try:
         result = await link.run()
@@ -170,6 +175,33 @@ async def keep_connected(
         raise
     link.tell(LinkPhase.STOPPED)
     return result
+
+
+def _check_handler(handler: object) -> None:
+    if inspect.iscoroutine(handler):
+        handler.close()  # nobody will ever await it, and Python would complain about that too
+        raise TypeError("handler must be an async function, not a coroutine; give the function, not its call")
+    if not make_callback("handler", cast("Callable[..., Any]", handler), ("conn",)).is_async:
+        name = getattr(handler, "__qualname__", repr(handler))
+        raise TypeError(f"handler must be an async function, but {name} is a plain one")
+
+
+def _check_plain(name: str, function: Callable[..., object], argument: str) -> None:
+    if make_callback(name, function, (argument,)).is_async:
+        raise TypeError(f"{name} must be a plain function, not an async one")
+
+
+def _check_values(backoff: object, grace: object, rng: object, connect: object) -> None:
+    if not isinstance(backoff, Backoff):
+        raise TypeError(f"backoff must be a Backoff, not {type(backoff).__name__}")
+    if isinstance(grace, bool) or not isinstance(grace, int | float):
+        raise TypeError(f"grace must be a number of seconds, not {type(grace).__name__}")
+    if not grace >= 0:  # NaN compares false with everything
+        raise ValueError(f"grace must be 0 or more, or math.inf, not {grace!r}")
+    if rng is not None and not isinstance(rng, random.Random):
+        raise TypeError(f"rng must be a random.Random or None, not {type(rng).__name__}")
+    if not callable(connect):
+        raise TypeError(f"connect must be a function, not {type(connect).__name__}")
 
 
 class _Done(Generic[T]):
@@ -288,8 +320,9 @@ def _is_closed_by_us(info: CloseInfo) -> bool:
 
 
 async def _cancel_late(conn: Connection, scope: trio.CancelScope, grace: float) -> None:
-    """Cancel a handler that does not notice that its connection has ended."""
-    await conn.wait_closed()
+    """Cancel a handler that does not notice that its connection has ended, unless it has ended that itself."""
+    if _is_closed_by_us(await conn.wait_closed()):
+        return
     await trio.sleep(grace)
     logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     scope.cancel()
