@@ -161,7 +161,9 @@ class ConnectionClosed(CrowWSError):
         text = f"closed with {info.code}"
         if info.reason:
             text += f" {info.reason!r}"
-        return text + f" by the {info.initiator} side" + (f": {info.error}" if info.error else "")
+        text += f" by the {info.initiator} side"
+        # The peer is often told what the error says, and nobody needs that twice.
+        return text if info.error is None or str(info.error) == info.reason else f"{text}: {info.error}"
 
 
 class ConnectionClosedOK(ConnectionClosed):
