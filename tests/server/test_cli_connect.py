@@ -270,6 +270,14 @@ async def test_binary_messages() -> None:
         assert (status, out) == (0, "bytes 2\n")
 
 
+async def test_binary_lines_keep_their_returns() -> None:
+    """With --binary a carriage return is a byte like any other; without, it belongs to the line end."""
+    async with a_site() as site:
+        lines = b"a\r\nb\r"
+        assert (await talk_to(f"{site.url}/binary", lines, "--binary", "--wait", "0.2"))[1] == "bytes 2\nbytes 2\n"
+        assert (await talk_to(f"{site.url}/binary", lines, "--wait", "0.2"))[1] == "str 1\nstr 2\n"
+
+
 async def test_an_input_that_is_not_text() -> None:
     """Without --binary a line that is not UTF-8 is an error, which says what to do."""
     async with a_site() as site:

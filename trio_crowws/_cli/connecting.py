@@ -162,7 +162,7 @@ class _Talk:
 
     def __init__(self, options: argparse.Namespace, standard: Standard, show: Show) -> None:
         self._options = options
-        self._lines = Lines(standard.input)
+        self._lines = Lines(standard.input, text=not options.binary)
         self._outputs = (Output(standard.output), Output(standard.error))
         self._is_interactive = standard.is_interactive
         self._show = show
