@@ -89,6 +89,10 @@ class ConnectFailed(CrowWSError, OSError):
 
     What went wrong is the `__cause__`: an `OSError` of the system, an `ssl.SSLError` for a certificate that is not
     accepted, or `None` where the server has closed without an answer.
+
+    Attributes:
+      errno: the system's number where nobody could be reached, as `errno.ECONNREFUSED`; `None` if several addresses
+        failed for different reasons, if the name could not be resolved, and for all else.
     """
 
 

@@ -403,8 +403,11 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
     [
         ("http://localhost/", [], "must begin with ws://"),
         ("ws://127.0.0.1:1/", ["--header", "a b: c"], "a b"),
-        ("ws://127.0.0.1:1/", ["--subprotocol", "a b"], "a b"),
-        ("ws://127.0.0.1:1/", ["--insecure"], "ssl_context is for wss://"),
+        ("ws://127.0.0.1:1/", ["--subprotocol", "a b"], "['a b'] is not allowed; it must be a sequence of distinct"),
+        ("ws://127.0.0.1:1/", ["--insecure"], "--insecure is for wss://, not for ws://"),
+        ("ws+unix:///sock", ["--cafile", "/nowhere"], "--cafile is for wss://, not for ws+unix://"),
+        ("http://localhost/", ["--insecure"], "must begin with ws://"),
+        ("ws://127.0.0.1:1/", ["--proxy", "proxy"], "it looks like http://host:port"),
         ("ws://127.0.0.1:1/", ["--max-payload", "-1"], "max_payload"),
     ],
 )
@@ -442,7 +445,7 @@ async def test_nobody_is_there() -> None:
     """A server that cannot be reached is 1, and the message says why."""
     status, _, error = await talk_to("ws://127.0.0.1:1/")
     assert status == 1
-    assert error.endswith("Connection refused\n")
+    assert error == "trio-crowws: cannot connect to 127.0.0.1:1: Connection refused\n"
 
 
 async def test_nobody_reads() -> None:
