@@ -18,7 +18,7 @@ from ._deflate import Deflate
 if TYPE_CHECKING:
     from ._protocol.request import Request
 
-__all__ = ["Options", "check_seconds"]
+__all__ = ["Options", "check_option", "check_seconds"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -85,8 +85,10 @@ _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHI
 
 
 def _accepts_subprotocols(value: object) -> bool:
-    if value == "first":
-        return True
+    return value == "first" or _accepts_offer(value)
+
+
+def _accepts_offer(value: object) -> bool:
     names = _items(value)
     return names is not None and all(map(_is_token, names)) and len(set(names)) == len(names)
 
@@ -164,6 +166,11 @@ _CHECKS: Mapping[str, _Check] = {
     "max_connections": _int(1, optional=True),
     "shutdown_grace": _seconds(zero=True),
 }
+
+_OFFER = _Check(
+    "a sequence of distinct tokens (RFC 6455 section 4.1), such as ['v2', 'v1']", _accepts_offer, (Sequence,)
+)
+"""The subprotocols of a client."""
 
 APP_ONLY = frozenset({"max_header_bytes", "max_headers", "max_connections", "shutdown_grace"})
 """Options that are needed before a route is known, or that count over all of them."""
@@ -286,10 +293,11 @@ class Options:
         """The options of `connect(..., **given)`, which has others of its `own`."""
         for name in given:
             if name not in CLIENT_OPTIONS:
-                known = ", ".join(sorted((*own, *CLIENT_OPTIONS)))
+                known = ", ".join(sorted({*own, *CLIENT_OPTIONS}))
                 raise TypeError(f"unknown option {name!r} for connect; the options are {known}")
         if given.get("subprotocols") == "first":
             raise TypeError("option subprotocols='first' is for a server; a client offers a sequence of names")
+        _check("subprotocols", given.get("subprotocols", ()), _OFFER)
         return cls(**given)
 
 
@@ -301,6 +309,16 @@ def check_seconds(name: str, value: object, *, optional: bool = False) -> None:
       ValueError: it is not allowed.
     """
     _check(name, value, _seconds(optional=optional))
+
+
+def check_option(name: str, value: object) -> None:
+    """Check a value for the field of `Options` called `name`.
+
+    Raises:
+      TypeError: it has the wrong type.
+      ValueError: it is not allowed.
+    """
+    _check(name, value, _CHECKS[name])
 
 
 def _check(name: str, value: object, check: _Check) -> None:

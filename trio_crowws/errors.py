@@ -89,6 +89,10 @@ class ConnectFailed(CrowWSError, OSError):
 
     What went wrong is the `__cause__`: an `OSError` of the system, an `ssl.SSLError` for a certificate that is not
     accepted, or `None` where the server has closed without an answer.
+
+    Attributes:
+      errno: the system's number where nobody could be reached, as `errno.ECONNREFUSED`; `None` if several addresses
+        failed for different reasons, if the name could not be resolved, and for all else.
     """
 
 
@@ -161,7 +165,9 @@ class ConnectionClosed(CrowWSError):
         text = f"closed with {info.code}"
         if info.reason:
             text += f" {info.reason!r}"
-        return text + f" by the {info.initiator} side" + (f": {info.error}" if info.error else "")
+        text += f" by the {info.initiator} side"
+        # The peer is often told what the error says, and nobody needs that twice.
+        return text if info.error is None or str(info.error) == info.reason else f"{text}: {info.error}"
 
 
 class ConnectionClosedOK(ConnectionClosed):

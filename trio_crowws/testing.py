@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import final
 
 import h11
@@ -22,6 +22,7 @@ from wsproto.utilities import generate_accept_token, generate_nonce
 from ._app import App
 from ._closeinfo import CloseFrame
 from ._deflate import Deflate
+from ._options import check_option
 from ._protocol.compressing import Compressor
 from ._protocol.deflate import Inflater
 from ._protocol.deflate_offer import Agreement, check_answer, make_offer
@@ -382,8 +383,7 @@ async def _next_http_event(http: h11.Connection, stream: trio.abc.Stream) -> h11
             return event
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     app: App,
     path: str = "/",
     *,
@@ -393,7 +393,7 @@ async def connect(
     streams: Callable[
         [], tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]
     ] = trio.testing.memory_stream_pair,
-) -> AsyncGenerator[Peer]:
+) -> AbstractAsyncContextManager[Peer]:
     """Connect to an application in memory.
 
     Used as `async with connect(app, "/chat/lobby") as peer`.
@@ -409,8 +409,26 @@ async def connect(
       streams: makes the two ends; `trio.testing.lockstep_stream_pair` makes a sender wait for its reader.
 
     Raises:
+      TypeError: at the call; `app` is not an application, or `compression` is not a `Deflate`.
       Refused: the application refused the request.
     """
+    if isinstance(app, str):
+        raise TypeError("testing.connect takes an App and a path, not a URL; use trio_crowws.connect(url) for that")
+    if not isinstance(app, App):
+        raise TypeError(f"testing.connect takes an App and a path, not {type(app).__name__}")
+    check_option("compression", compression)
+    return _serve_peer(app, path, headers, subprotocols, compression, streams)
+
+
+@asynccontextmanager
+async def _serve_peer(
+    app: App,
+    path: str,
+    headers: Mapping[str, str] | Sequence[tuple[str, str]],
+    subprotocols: Sequence[str],
+    compression: Deflate | None,
+    streams: Callable[[], tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]],
+) -> AsyncGenerator[Peer]:
     near, far = streams()
     faults = FaultyStream(far)
     address = ("testclient", 0)

@@ -738,7 +738,7 @@ async def test_rooms_and_handlers_are_a_server_s() -> None:
         with pytest.raises(RuntimeError, match="rooms belong to the application of a server"):
             conn.publish("room", "x")
         assert conn.rooms == frozenset()
-        with pytest.raises(RuntimeError, match="set_handler is for callbacks"):
+        with pytest.raises(RuntimeError, match="set_handler is for callbacks; a client's block can call"):
             conn.set_handler(Handler())
         with pytest.raises(RuntimeError, match="open one of your own"):
             _ = conn.cancel_scope

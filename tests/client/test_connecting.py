@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 from typing import Any
@@ -53,7 +54,11 @@ from trio_crowws._transport.poller import Poller
         ({"heartbeat": "1"}, TypeError, "option heartbeat='1'"),
         ({"heartbeat": 1, "ping_interval": 1}, TypeError, "heartbeat sets ping_interval"),
         ({"heartbeat": None, "ping_timeout": 1}, TypeError, "heartbeat sets ping_timeout"),
-        ({"subprotocols": "chat"}, ValueError, "option subprotocols='chat'"),
+        (
+            {"subprotocols": "chat"},
+            ValueError,
+            "option subprotocols='chat' is not allowed; it must be a sequence of .*such as",
+        ),
         ({"subprotocols": "first"}, TypeError, "is for a server"),
         ({"subprotocols": ["a b"]}, ValueError, "option subprotocols"),
         ({"subprotocols": ["a", "a"]}, ValueError, "option subprotocols"),
@@ -90,6 +95,13 @@ async def test_wrong_arguments(
         ("http://h", {}, InvalidURL, "must begin with ws://"),
         (5, {}, TypeError, "the URL must be a str"),
         ("ws://h", {"proxy": "socks5://p"}, InvalidURL, "must begin with http://"),
+        (
+            "ws://h",
+            {"proxy": "p"},
+            InvalidURL,
+            "the URL of the proxy 'p' has no scheme; it looks like http://host:port$",
+        ),
+        ("h", {}, InvalidURL, "the URL 'h' has no scheme; it looks like ws://host:port/path$"),
         ("ws://h", {"proxy": True}, TypeError, "the URL of the proxy must be a str"),
         ("ws+unix:///s", {"proxy": "http://p"}, ValueError, "proxy is not for ws.unix"),
         ("ws://h", {"ssl_context": ssl.create_default_context()}, ValueError, "ssl_context is for wss://, not for ws"),
@@ -104,6 +116,24 @@ def test_wrong_arguments_of_connect(url: Any, options: dict[str, Any], error: ty
     with pytest.raises(error, match=complaint) as caught:
         connect(url, **options)
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(("places", "names"), [(("/x",), ()), ((), ()), ((), ("url",))])
+def test_an_application_is_no_url(places: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Whoever wants to test an application is told where that is done, with or without a path."""
+    app = App()
+    arguments = () if names else (app, *places)
+    with pytest.raises(TypeError, match=r"not an App; use trio_crowws\.testing\.connect\(app, path\)"):
+        connect(*arguments, **dict.fromkeys(names, app))  # type: ignore[arg-type]
+
+
+def test_no_option_is_listed_twice() -> None:
+    """The complaint about an unknown option names each of those that there are once."""
+    with pytest.raises(TypeError) as caught:
+        connect("ws://h/", nothing=1)
+    names = str(caught.value).partition("the options are ")[2].split(", ")
+    assert "subprotocols" in names
+    assert len(names) == len(set(names))
 
 
 def test_a_stream_must_be_one() -> None:
@@ -355,6 +385,50 @@ async def test_nobody_listens(kind: Kind) -> None:
         assert isinstance(caught.value, CrowWSError)
         assert isinstance(caught.value.__cause__, OSError)
         assert site.server.connections == frozenset()
+
+
+async def test_why_nobody_could_be_reached() -> None:
+    """The text has the reason and nothing of the attempts, and errno is that of the system."""
+    with pytest.raises(ConnectFailed) as caught:
+        async with connect("ws://127.0.0.1:1/"):
+            pass
+    assert str(caught.value) == f"cannot connect to 127.0.0.1:1: {os.strerror(errno.ECONNREFUSED)}"
+    assert caught.value.errno == errno.ECONNREFUSED
+
+
+async def test_why_there_is_no_socket() -> None:
+    """It is the same with a Unix socket."""
+    with pytest.raises(ConnectFailed) as caught:
+        async with connect("ws+unix:///nowhere/sock"):
+            pass
+    assert str(caught.value) == f"cannot connect to the Unix socket '/nowhere/sock': {os.strerror(errno.ENOENT)}"
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((errno.ECONNREFUSED, errno.ECONNREFUSED), errno.ECONNREFUSED),
+        ((errno.ECONNREFUSED, errno.ENETUNREACH), None),
+    ],
+)
+async def test_several_addresses(
+    monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...], expected: int | None
+) -> None:
+    """Each reason is named once, and there is an errno if there is one reason."""
+    attempts = [OSError(number, f"Error with address {place}") for place, number in enumerate(numbers)]
+
+    async def fail(host: str, port: int) -> trio.SocketStream:
+        await trio.lowlevel.checkpoint()
+        raise OSError("all attempts failed") from ExceptionGroup("all attempts failed", attempts)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", fail)
+    with pytest.raises(ConnectFailed) as caught:
+        async with connect("ws://two.example/"):
+            pass
+    reasons = ", ".join(dict.fromkeys(map(os.strerror, numbers)))
+    assert str(caught.value) == f"cannot connect to two.example:80: {reasons}"
+    assert caught.value.errno == expected
 
 
 async def test_a_name_that_nobody_has() -> None:

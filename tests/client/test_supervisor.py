@@ -152,6 +152,18 @@ async def done(conn: Any) -> str:
     return "done"
 
 
+def listen_until(net: Net, attempts: int) -> Callable[[Any], Awaitable[Any]]:
+    """A handler that wants nothing more after so many attempts."""
+
+    async def handler(conn: Any) -> str | None:
+        if len(net.attempts) > attempts:
+            return await done(conn)
+        await listen(conn)
+        return None
+
+    return handler
+
+
 class Until(Exception):
     """Ends a supervisor that would go on for ever."""
 
@@ -180,7 +192,7 @@ async def test_the_waits_grow_with_each_failure(autojump_clock: trio.testing.Moc
 async def test_short_connections_are_failures_too(autojump_clock: trio.testing.MockClock) -> None:
     """A connection that ends before it was healthy counts like one that could not be made."""
     net = Net(OSError("x"), (5, closed_by_peer()), (5, closed_by_peer()))
-    await keep(net, lambda conn: done(conn) if len(net.attempts) > 3 else listen(conn))
+    await keep(net, listen_until(net, 3))
     assert net.attempts == [0, 1, 1 + 5 + 2, 8 + 5 + 4]
 
 
@@ -188,7 +200,7 @@ async def test_a_healthy_connection_begins_anew(autojump_clock: trio.testing.Moc
     """After a connection that lasted for `healthy` seconds, the waits begin with the first again."""
     net = Net(OSError("x"), OSError("x"), OSError("x"), (30, closed_by_peer()), OSError("x"))
     states: list[LinkState] = []
-    await keep(net, lambda conn: done(conn) if len(net.attempts) > 5 else listen(conn), on_state=states.append)
+    await keep(net, listen_until(net, 5), on_state=states.append)
     assert net.attempts == [0, 1, 3, 7, 7 + 30 + 1, 38 + 2]
     assert [state.attempt for state in states if state.phase is CONNECTING] == [1, 2, 3, 4, 2, 3]
 
@@ -197,7 +209,7 @@ async def test_a_healthy_connection_begins_anew(autojump_clock: trio.testing.Moc
 async def test_a_restart_is_spread(autojump_clock: trio.testing.MockClock, code: int) -> None:
     """After 1012 and 1013 even a healthy connection waits for up to `spread` seconds."""
     net = Net((100, closed_by_peer(code)))
-    await keep(net, lambda conn: done(conn) if len(net.attempts) > 1 else listen(conn))
+    await keep(net, listen_until(net, 1))
     assert net.attempts == [0, 110]
 
 
@@ -456,6 +468,28 @@ async def test_the_grace_may_be_infinite(autojump_clock: trio.testing.MockClock)
     assert await keep(Net((2, closed_by_peer())), handler, grace=math.inf) == "done"
 
 
+@pytest.mark.parametrize("error", [None, CloseTimeout("slow"), ConnectionLost("gone")], ids=repr)
+@pytest.mark.parametrize("result", [None, "done"])
+async def test_a_handler_that_has_closed_may_go_on(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception | None,
+    result: str | None,
+) -> None:
+    """A handler that has closed the connection itself is not cancelled, and its result is returned."""
+
+    async def handler(conn: Any) -> str | None:
+        conn.end(closed_here(error=error))
+        await trio.sleep(60)
+        return result
+
+    net = Net()
+    assert await keep(net, handler, grace=5) == result
+    assert net.attempts == [0]
+    assert trio.current_time() == 60
+    assert not caplog.records
+
+
 async def test_a_cancelled_handler_may_use_its_connection(autojump_clock: trio.testing.MockClock) -> None:
     """A handler that is cancelled too late, and then finds its connection closed, is run again like any other."""
 
@@ -483,7 +517,7 @@ async def test_what_on_state_is_told(autojump_clock: trio.testing.MockClock) -> 
     info = closed_by_peer(1001)
     states: list[LinkState] = []
     net = Net(error, (5, info))
-    await keep(net, lambda conn: done(conn) if len(net.attempts) > 2 else listen(conn), on_state=states.append)
+    await keep(net, listen_until(net, 2), on_state=states.append)
     [reason] = {state.error for state in states} - {None, error}
     assert isinstance(reason, ConnectionClosedOK)
     assert reason.info is info
@@ -525,26 +559,80 @@ async def test_what_on_state_raises_is_raised(autojump_clock: trio.testing.MockC
     assert net.open == 0
 
 
+async def generate(conn: Any) -> AsyncGenerator[None]:
+    yield
+
+
+async def without_parameters() -> None: ...
+
+
 @pytest.mark.parametrize(
-    ("on_state", "message"), [(done, "must be a plain function"), (lambda: None, "is called with")]
+    ("options", "error", "message"),
+    [
+        ({"handler": None}, TypeError, "handler must be a function, not NoneType"),
+        ({"handler": print}, TypeError, "handler must be an async function, but print is a plain one"),
+        ({"handler": lambda conn: None}, TypeError, "handler must be an async function, but .*lambda.* is a plain one"),
+        ({"handler": without_parameters}, TypeError, "handler is called with .conn., but without_parameters takes"),
+        ({"handler": generate}, TypeError, "generate is an async generator"),
+        ({"backoff": 5}, TypeError, "backoff must be a Backoff, not int"),
+        ({"backoff": None}, TypeError, "backoff must be a Backoff, not NoneType"),
+        ({"is_final": True}, TypeError, "is_final must be a function, not bool"),
+        ({"is_final": None}, TypeError, "is_final must be a function, not NoneType"),
+        ({"is_final": done}, TypeError, "is_final must be a plain function, not an async one"),
+        ({"is_final": lambda: True}, TypeError, "is_final is called with .error., but"),
+        ({"on_state": done}, TypeError, "on_state must be a plain function, not an async one"),
+        ({"on_state": lambda: None}, TypeError, "on_state is called with .state., but"),
+        ({"grace": "5"}, TypeError, "grace must be a number of seconds, not str"),
+        ({"grace": None}, TypeError, "grace must be a number of seconds, not NoneType"),
+        ({"grace": True}, TypeError, "grace must be a number of seconds, not bool"),
+        ({"grace": -1}, ValueError, "grace must be 0 or more, or math.inf, not -1"),
+        ({"grace": math.nan}, ValueError, "grace must be 0 or more, or math.inf, not nan"),
+        ({"rng": 5}, TypeError, "rng must be a random.Random or None, not int"),
+        ({"rng": random.Random}, TypeError, "rng must be a random.Random or None, not type"),
+        ({"connect": "ws://test/"}, TypeError, "connect must be a function, not str"),
+    ],
 )
-async def test_a_wrong_on_state(on_state: Callable[..., Any], message: str) -> None:
-    """An async function, or one that cannot be called with a state, is refused before anything happens."""
+async def test_wrong_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    """An argument that cannot be used is refused by its name, before anything happens."""
     net = Net()
-    with pytest.raises(TypeError, match=message):
-        await keep(net, on_state=on_state)
+    arguments: dict[str, Any] = {"handler": done, "url": "ws://test/", "connect": net.connect, **options}
+    with pytest.raises(error, match=message) as caught:
+        await keep_connected(**arguments)
+    assert type(caught.value) is error
     assert net.attempts == []
 
 
+async def test_the_call_of_a_handler_is_not_a_handler() -> None:
+    """Whoever gives a coroutine is told to give the function, and of nothing else."""
+    net = Net()
+    with pytest.raises(TypeError, match="not a coroutine; give the function, not its call"):
+        await keep_connected(done(None), "ws://test/", connect=net.connect)  # type: ignore[arg-type]
+    assert net.attempts == []
+
+
+@pytest.mark.parametrize("grace", [0, 0.5, math.inf])
+async def test_what_a_grace_may_be(autojump_clock: trio.testing.MockClock, grace: float) -> None:
+    """No grace at all is one, and so is an infinite one."""
+    assert await keep(Net(), done, grace=grace) == "done"
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("ws://test:81/path?token=secret", "'test:81'"),
+        ("ws+unix:///run/chat.sock:/path?token=secret", "'/run/chat.sock'"),
+        ("ws://user:secret@test:81/", "a URL that cannot be used"),
+        ("ws://[::1", "a URL that cannot be used"),
+    ],
+)
 async def test_the_log_says_why_but_no_secrets(
-    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, url: str, place: str
 ) -> None:
-    """Each wait is logged with its reason; of the URL only host and port, and all of it escaped."""
+    """Each wait is logged with its reason; of the URL only whom it is about, and all of it escaped."""
     caplog.set_level(logging.INFO, logger="trio_crowws")
     net = Net(OSError("nobody\nthere"))
-    url = "ws://user:secret@test:81/path?token=secret"
     await keep_connected(done, url, connect=net.connect, rng=LongestWait())
-    assert "connecting to 'test:81' again in 1.0 s: 'nobody\\nthere'" in caplog.text
+    assert f"connecting to {place} again in 1.0 s: 'nobody\\nthere'" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -568,7 +656,7 @@ async def _cancelled_at(point: int) -> bool:
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_later, scope, point)
-            await keep(net, lambda conn: done(conn) if len(net.attempts) > 3 else listen(conn), on_state=states.append)
+            await keep(net, listen_until(net, 3), on_state=states.append)
             finished = True
             nursery.cancel_scope.cancel()
     assert net.open == 0
@@ -582,6 +670,23 @@ async def _cancel_later(scope: trio.CancelScope, points: int) -> None:
         await trio.sleep(0.5)
         await trio.lowlevel.checkpoint()
     scope.cancel()
+
+
+@pytest.mark.parametrize("error", [ValueError("while cleaning up"), SystemExit(7)])
+async def test_what_a_cancelled_handler_raises_is_raised(
+    autojump_clock: trio.testing.MockClock, error: BaseException
+) -> None:
+    """As from a block of `connect`: an exception of its own is not lost behind the cancellation."""
+
+    async def handler(conn: Any) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise error
+
+    with pytest.raises(type(error)) as caught, trio.move_on_after(1):
+        await keep(Net(), handler)
+    assert caught.value is error
 
 
 async def test_cancellation_wins_over_a_closed_connection(autojump_clock: trio.testing.MockClock) -> None:

@@ -529,7 +529,7 @@ async def test_set_handler_with_a_class_makes_an_object() -> None:
         conn.set_handler(Second)
 
     async def session(conn: Connection) -> None:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="a session can await another one"):
             conn.set_handler(Second)
         await conn.send("refused")
 

@@ -22,7 +22,7 @@ from support.certificates import TLS
 from support.processes import port_of, started, status, wait
 from support.rawclient import until
 from support.require import missing
-from trio_crowws import Server, __version__
+from trio_crowws import App, Server, __version__
 from trio_crowws._cli import serving
 from trio_crowws.cli import main
 from trio_crowws.testing import PeerClosed, shake_hands
@@ -260,14 +260,14 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path]:
     before = set(sys.modules)
     yield folder
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("service", "package", "needy", "broken"):
+        if name.split(".")[0] in ("service", "package", "needy", "broken", "server", "chat", "messages", "tokens"):
             del sys.modules[name]
 
 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("service", "'service' is not of the form MODULE:APP, as in chat.server:app"),
+        ("service", "'service' is not of the form MODULE:APP, as in server:app"),
         ("service:", "'service:' is not of the form MODULE:APP"),
         (":app", "':app' is not of the form MODULE:APP"),
         ("", "'' is not of the form MODULE:APP"),
@@ -287,6 +287,12 @@ def test_a_wrong_place(in_folder: Path, capsys: pytest.CaptureFixture[str], plac
     code, error = refuse(capsys, "run", place)
     assert code == 2
     assert message in error
+
+
+def test_the_place_that_is_the_example(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place that the help names is one, in the folder of an example."""
+    monkeypatch.chdir(ROOT / "examples" / "chat")
+    assert isinstance(serving.load_app("server:app"), App)
 
 
 def test_the_place_is_looked_for_here(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -270,6 +270,14 @@ async def test_binary_messages() -> None:
         assert (status, out) == (0, "bytes 2\n")
 
 
+async def test_binary_lines_keep_their_returns() -> None:
+    """With --binary a carriage return is a byte like any other; without, it belongs to the line end."""
+    async with a_site() as site:
+        lines = b"a\r\nb\r"
+        assert (await talk_to(f"{site.url}/binary", lines, "--binary", "--wait", "0.2"))[1] == "bytes 2\nbytes 2\n"
+        assert (await talk_to(f"{site.url}/binary", lines, "--wait", "0.2"))[1] == "str 1\nstr 2\n"
+
+
 async def test_an_input_that_is_not_text() -> None:
     """Without --binary a line that is not UTF-8 is an error, which says what to do."""
     async with a_site() as site:
@@ -395,8 +403,11 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
     [
         ("http://localhost/", [], "must begin with ws://"),
         ("ws://127.0.0.1:1/", ["--header", "a b: c"], "a b"),
-        ("ws://127.0.0.1:1/", ["--subprotocol", "a b"], "a b"),
-        ("ws://127.0.0.1:1/", ["--insecure"], "ssl_context is for wss://"),
+        ("ws://127.0.0.1:1/", ["--subprotocol", "a b"], "['a b'] is not allowed; it must be a sequence of distinct"),
+        ("ws://127.0.0.1:1/", ["--insecure"], "--insecure is for wss://, not for ws://"),
+        ("ws+unix:///sock", ["--cafile", "/nowhere"], "--cafile is for wss://, not for ws+unix://"),
+        ("http://localhost/", ["--insecure"], "must begin with ws://"),
+        ("ws://127.0.0.1:1/", ["--proxy", "proxy"], "it looks like http://host:port"),
         ("ws://127.0.0.1:1/", ["--max-payload", "-1"], "max_payload"),
     ],
 )
@@ -434,7 +445,7 @@ async def test_nobody_is_there() -> None:
     """A server that cannot be reached is 1, and the message says why."""
     status, _, error = await talk_to("ws://127.0.0.1:1/")
     assert status == 1
-    assert error.endswith("Connection refused\n")
+    assert error == "trio-crowws: cannot connect to 127.0.0.1:1: Connection refused\n"
 
 
 async def test_nobody_reads() -> None:

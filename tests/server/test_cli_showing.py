@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_crowws import CloseFrame, CloseInfo, ConnectionLost
+from trio_crowws import CloseFrame, CloseInfo, ConnectionLost, PayloadTooBig
 from trio_crowws._cli.showing import JsonShow, Piece, PlainShow, Refusal, Show, TerminalShow, rows, visible
 
 NORMAL = CloseInfo(1000, "", True, "local", CloseFrame(1000), CloseFrame(1000), None)
 LOST = CloseInfo(1006, "", False, "remote", None, None, ConnectionLost("the transport was closed"))
+TOLD = CloseInfo(1009, "too big", False, "local", CloseFrame(1009, "too big"), None, PayloadTooBig("too big"))
 EVIL = "\x1b]0;title\x07\r\n\x9b31m\x00\u202e\x7fend"
 
 
@@ -99,6 +100,7 @@ def test_a_pipe_gets_nothing_but_messages(event: str) -> None:
             lambda show: show.closed(LOST, 0.001),
             "closed with 1006 by the server: the transport was closed (latency 1.0 ms)",
         ),
+        (lambda show: show.closed(TOLD, None), "closed with 1009 'too big' by the client"),
         (lambda show: show.refused("ws://h/", Refusal(404, [], b"")), "trio-crowws: ws://h/ was refused with HTTP 404"),
         (
             lambda show: show.refused("ws://h/", Refusal(404, [], b"no\n")),

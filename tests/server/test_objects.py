@@ -10,11 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import trio
 
 from support.rawclient import plain
 from support.servers import Recorder, serving
-from trio_crowws import App, CloseFrame, PublishResult, Reject
+from trio_crowws import App, CloseFrame, CloseInfo, ConnectionClosed, PayloadTooBig, PublishResult, Reject
 from trio_crowws._protocol.request import Headers
 from trio_crowws.testing import Peer, connect, make_frame
 
@@ -95,6 +96,21 @@ async def test_what_was_counted() -> None:
 def test_a_refusal() -> None:
     """A Reject that was raised where nobody expected it says its status."""
     assert str(Reject(401, "who are you?")) == "rejected with HTTP status 401"
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "text"),
+    [
+        ("", None, "closed with 1009 by the local side"),
+        ("too big", None, "closed with 1009 'too big' by the local side"),
+        ("too big", PayloadTooBig("too big"), "closed with 1009 'too big' by the local side"),
+        ("too big", PayloadTooBig("5 bytes"), "closed with 1009 'too big' by the local side: 5 bytes"),
+        ("", PayloadTooBig("5 bytes"), "closed with 1009 by the local side: 5 bytes"),
+    ],
+)
+def test_how_a_connection_was_closed(reason: str, error: Exception | None, text: str) -> None:
+    """Code, reason, side and error; but an error that is the reason is not said twice."""
+    assert str(ConnectionClosed(CloseInfo(1009, reason, False, "local", None, None, error))) == text
 
 
 def test_importing_the_command_line() -> None:

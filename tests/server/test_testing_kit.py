@@ -138,6 +138,25 @@ async def test_an_application_that_cannot_be_served() -> None:
             pytest.fail("it was accepted")
 
 
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [
+        ("ws://localhost/", r"takes an App and a path, not a URL; use trio_crowws\.connect\(url\)"),
+        (None, "takes an App and a path, not NoneType"),
+    ],
+)
+def test_what_is_not_an_application(app: Any, message: str) -> None:
+    """It is refused at the call, and whoever has given a URL is told what takes one."""
+    with pytest.raises(TypeError, match=message):
+        connect(app, "/")
+
+
+def test_a_wrong_compression() -> None:
+    """It is refused at the call, in the words of `connect`."""
+    with pytest.raises(TypeError, match=r"option compression=True is not allowed; it must be Deflate\(...\) or None"):
+        connect(echo_app(), "/echo", compression=True)  # type: ignore[arg-type]
+
+
 async def test_leaving_waits_for_on_close() -> None:
     """When the block has ended, on_close has run; a peer that just leaves has closed nothing: 1006."""
     watched = Watched()

@@ -12,20 +12,20 @@ import math
 import os
 import shutil
 import signal
-import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import trio
 
 from .._client.connect import connect
 from .._client.connecting import Connecting
+from .._protocol.url import parse_url
 from .._session.connection import Connection
 from .._session.tasks import unwrap
 from ..errors import ConnectionClosed, CrowWSError, InvalidURL, Rejected
@@ -162,7 +162,7 @@ class _Talk:
 
     def __init__(self, options: argparse.Namespace, standard: Standard, show: Show) -> None:
         self._options = options
-        self._lines = Lines(standard.input)
+        self._lines = Lines(standard.input, text=not options.binary)
         self._outputs = (Output(standard.output), Output(standard.error))
         self._is_interactive = standard.is_interactive
         self._show = show
@@ -208,10 +208,8 @@ class _Talk:
             headers = [(name, value) for name in error.headers for value in error.headers.get_all(name)]
             refusal = Refusal(error.status, headers, error.body)
             await self._fail(REFUSED, self._show.refused(options.url, refusal))
-        except InputError as error:
+        except (InputError, OSError, CrowWSError) as error:
             await self._fail(FAILED, self._show.error(str(error)))
-        except (OSError, CrowWSError) as error:
-            await self._fail(FAILED, self._show.error(_describe(error)))
         except ValueError as error:  # a header or a subprotocol that cannot be sent
             await self._fail(USAGE, self._show.error(str(error)))
 
@@ -325,6 +323,10 @@ def _connect_options(options: argparse.Namespace) -> dict[str, Any]:
         "max_payload": options.max_payload,
     }
     if options.insecure or options.cafile is not None:
+        target = parse_url(options.url)
+        if not target.secure:
+            typed = "--insecure" if options.insecure else "--cafile"
+            raise ValueError(f"{typed} is for wss://, not for {target.scheme}://")
         context = _trust(options.cafile)
         if options.insecure:
             context.check_hostname = False
@@ -345,24 +347,3 @@ def _decode(line: bytes) -> str:
         return line.decode()
     except UnicodeDecodeError:
         raise InputError("a line of the input is not UTF-8; --binary sends it as it is") from None
-
-
-def _describe(error: Exception) -> str:
-    """The error, and what the system said, which several layers may have wrapped."""
-    text = str(error) or type(error).__name__
-    reasons = [reason for reason in dict.fromkeys(_reasons(error)) if reason not in text]
-    return ": ".join([text, ", ".join(reasons)]) if reasons else text
-
-
-def _reasons(error: BaseException | None) -> Iterator[str]:
-    while error is not None:
-        if isinstance(error, BaseExceptionGroup):
-            group = cast("BaseExceptionGroup[BaseException]", error)
-            for member in group.exceptions:
-                yield from _reasons(member)
-        elif isinstance(error, ssl.SSLError):
-            yield getattr(error, "verify_message", "") or error.reason or str(error)
-        elif isinstance(error, OSError) and error.errno is not None:
-            # The system has a text for its own numbers; those of a resolver come with one.
-            yield str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
-        error = error.__cause__

@@ -28,7 +28,7 @@ DESCRIPTION = "Serve an application until SIGINT or SIGTERM. A second signal doe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `run`."""
-    parser.add_argument("app", metavar="MODULE:APP", help="where the App object is, as in chat.server:app")
+    parser.add_argument("app", metavar="MODULE:APP", help="where the App object is, as in server:app")
     parser.add_argument("--host", default="127.0.0.1", help="name or address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 for a free one (default: %(default)s)")
     parser.add_argument("--unix", metavar="PATH", help="listen on a Unix socket instead")
@@ -119,7 +119,7 @@ def load_app(place: str) -> App:
     """
     module_name, separator, attribute = place.partition(":")
     if not module_name or module_name.startswith(".") or not separator or not attribute:
-        raise LoadError(f"{place!r} is not of the form MODULE:APP, as in chat.server:app")
+        raise LoadError(f"{place!r} is not of the form MODULE:APP, as in server:app")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

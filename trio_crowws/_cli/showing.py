@@ -103,7 +103,7 @@ class Show(ABC):
         """The connection has ended."""
         text = f"closed with {info.code}" + (f" {info.reason!r}" if info.reason else "")
         text += f" by the {'server' if info.initiator == 'remote' else 'client'}"
-        text += f": {info.error}" if info.error is not None else ""
+        text += f": {info.error}" if info.error is not None and str(info.error) != info.reason else ""
         text += f" (latency {_milliseconds(latency)})" if latency is not None else ""
         return self.note(text, RED if info.error is not None else YELLOW)
 

@@ -41,10 +41,12 @@ class Lines:
 
     Args:
       descriptor: `None` is an input without lines.
+      text: a carriage return before the line end belongs to that; without this, to the line, as any other byte.
     """
 
-    def __init__(self, descriptor: int | None) -> None:
+    def __init__(self, descriptor: int | None, *, text: bool = True) -> None:
         self._descriptor = descriptor
+        self._text = text
         self._ended = descriptor is None
         self._ready = _Ready(descriptor, trio.lowlevel.wait_readable)
         self._data = bytearray()
@@ -71,7 +73,7 @@ class Lines:
             await self._read()
         line = bytes(self._data[:end])
         del self._data[: end + 1]
-        return line.removesuffix(b"\r")
+        return line.removesuffix(b"\r") if self._text else line
 
     def discard_typed(self) -> None:
         """Forget what was typed on a terminal and not taken: half a message must not become a command of the shell."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import trio
 
@@ -23,7 +24,24 @@ _FOLLOWED = 5
 
 _UNSET: Any = object()
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _for_urls(function: Callable[P, T]) -> Callable[P, T]:
+    """Say where to go with an application; it may come with a path, so `function` itself cannot see the mistake."""
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        url = args[0] if args else kwargs.get("url")
+        if hasattr(url, "serve_stream"):  # the class itself belongs to a higher layer
+            raise TypeError("connect takes a URL, not an App; use trio_crowws.testing.connect(app, path) for that")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_for_urls
 def connect(
     url: str,
     *,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterator
+from typing import cast
 
 import trio
 
@@ -42,7 +45,7 @@ async def dial(target: Target, proxy: Proxy | None, *, max_header_bytes: int, ma
         try:
             stream = await trio.open_unix_socket(target.unix)
         except OSError as error:
-            raise ConnectFailed(f"cannot connect to the Unix socket {target.unix!r}: {error}") from error
+            raise _failure(f"the Unix socket {target.unix!r}", error) from error
     else:
         stream = await _dial_tcp(target.dialled, target.port, target.tunnel)
     return socket.socket(fileno=stream.socket.detach())
@@ -52,7 +55,31 @@ async def _dial_tcp(host: str, port: int, name: str) -> trio.SocketStream:
     try:
         return await trio.open_tcp_stream(host, port)  # which races the addresses, and sets TCP_NODELAY
     except OSError as error:
-        raise ConnectFailed(f"cannot connect to {name}: {error}") from error
+        raise _failure(name, error) from error
+
+
+def _failure(name: str, error: OSError) -> ConnectFailed:
+    """The error for whoever wanted to connect to `name`: with the reasons of all attempts, each of them once."""
+    reasons: dict[str, int | None] = {}
+    for each in _origins(error):
+        if isinstance(each, socket.gaierror) or each.errno is None:
+            reasons[each.strerror or str(each)] = None  # a resolver has numbers of its own
+        else:
+            reasons[os.strerror(each.errno)] = each.errno
+    failure = ConnectFailed(f"cannot connect to {name}: {', '.join(reasons)}")
+    if len(reasons) == 1:
+        [failure.errno] = reasons.values()
+    return failure
+
+
+def _origins(error: OSError) -> Iterator[OSError]:
+    """What the system has said: a failure of Trio's stands for one attempt with each address."""
+    cause = error.__cause__
+    if isinstance(cause, ExceptionGroup):
+        for each in cast("ExceptionGroup[OSError]", cause).exceptions:
+            yield from _origins(cast("OSError", each))
+    else:
+        yield error
 
 
 async def _dig(stream: trio.SocketStream, tunnel: Tunnel, proxy: Proxy) -> None:

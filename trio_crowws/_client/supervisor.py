@@ -17,6 +17,7 @@ A failure to connect goes to the third question at once. The waits are computed 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import time
@@ -24,12 +25,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import trio
 
 from .._closeinfo import CloseCode, CloseInfo
+from .._protocol.url import parse_url
 from .._session.handlers import make_callback
 from .._session.tasks import sort_out
 from ..errors import (
@@ -143,12 +144,13 @@ async def keep_connected(
 
     Args:
       handler: an async function of one parameter. When it has not left `grace` seconds after its connection has ended,
-        it is cancelled, and run again with the next one.
+        it is cancelled, and run again with the next one. One that has closed the connection itself is never cancelled:
+        it is done when it returns, however long that takes.
       url: as for `connect`.
       backoff: how long to wait.
       is_final: called with the reason of each end; `True` ends it all.
       on_state: a plain function that is told what goes on; it must not block, and what it raises is raised here.
-      grace: seconds; `math.inf` for a handler that must never be cancelled.
+      grace: seconds, 0 or more; `math.inf` for a handler that must never be cancelled.
       rng: the source of chance; `None` for that of the module `random`.
       connect: what makes the connections, `connect` or something that is called like it.
       options: as for `connect`.
@@ -156,14 +158,17 @@ async def keep_connected(
     Raises:
       Exception: whatever the handler raises, but the `ConnectionClosed` of its own connection.
       CrowWSError: the reason that was final: `Rejected`, `ProxyError`, `InvalidURL`, or a `ConnectionClosed`, which
-        is a `ConnectionClosedOK` if both sides have sent a Close frame.
-      TypeError, ValueError: an option is unknown, of the wrong type, or not allowed, as for `connect`; or `on_state` is
-        not a plain function of one parameter.
+        is a `ConnectionClosedOK` if both sides have sent a Close frame. With an `is_final` of your own it may be any
+        that `connect` raises.
+      TypeError, ValueError: before the first connection; an argument is unknown, of the wrong type, or not allowed.
 
     Cancellation: at any point; an open connection is closed as `connect` closes it, with 1001.
     """
-    if on_state is not None and make_callback("on_state", on_state, ("state",)).is_async:
-        raise TypeError("on_state must be a plain function, not an async one")
+    _check_handler(handler)
+    _check_plain("is_final", is_final, "error")
+    if on_state is not None:
+        _check_plain("on_state", on_state, "state")
+    _check_values(backoff, grace, rng, connect)
     link = _Link(handler, url, backoff, is_final, on_state, grace, rng, connect, options)
     try:
         result = await link.run()
@@ -172,6 +177,33 @@ async def keep_connected(
         raise
     link.tell(LinkPhase.STOPPED)
     return result
+
+
+def _check_handler(handler: object) -> None:
+    if inspect.iscoroutine(handler):
+        handler.close()  # nobody will ever await it, and Python would complain about that too
+        raise TypeError("handler must be an async function, not a coroutine; give the function, not its call")
+    if not make_callback("handler", cast("Callable[..., Any]", handler), ("conn",)).is_async:
+        name = getattr(handler, "__qualname__", repr(handler))
+        raise TypeError(f"handler must be an async function, but {name} is a plain one")
+
+
+def _check_plain(name: str, function: Callable[..., object], argument: str) -> None:
+    if make_callback(name, function, (argument,)).is_async:
+        raise TypeError(f"{name} must be a plain function, not an async one")
+
+
+def _check_values(backoff: object, grace: object, rng: object, connect: object) -> None:
+    if not isinstance(backoff, Backoff):
+        raise TypeError(f"backoff must be a Backoff, not {type(backoff).__name__}")
+    if isinstance(grace, bool) or not isinstance(grace, int | float):
+        raise TypeError(f"grace must be a number of seconds, not {type(grace).__name__}")
+    if not grace >= 0:  # NaN compares false with everything
+        raise ValueError(f"grace must be 0 or more, or math.inf, not {grace!r}")
+    if rng is not None and not isinstance(rng, random.Random):
+        raise TypeError(f"rng must be a random.Random or None, not {type(rng).__name__}")
+    if not callable(connect):
+        raise TypeError(f"connect must be a function, not {type(connect).__name__}")
 
 
 class _Done(Generic[T]):
@@ -256,17 +288,22 @@ class _Link(Generic[T]):
         """Run the handler: what it returned, or `None` if it left because the connection has ended."""
         done: _Done[T] | None = None
         failure: BaseException | None = None
-        async with trio.open_nursery() as nursery:
-            scope = trio.CancelScope()
-            nursery.start_soon(_cancel_late, conn, scope, self._grace)
-            # Whatever it raises is caught in here, so that the nursery does not put a group around it.
-            try:
-                with scope:
-                    done = _Done(await self._handler(conn), conn.is_open)
-            except BaseException as error:
-                own, rest = sort_out(conn.id, error)
-                failure = rest if own is None else error
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+                nursery.start_soon(_cancel_late, conn, scope, self._grace)
+                # Whatever it raises is caught in here, so that the nursery does not put a group around it.
+                try:
+                    with scope:
+                        done = _Done(await self._handler(conn), conn.is_open)
+                except BaseException as error:
+                    own, rest = sort_out(conn.id, error)
+                    failure = rest if own is None else error
+                nursery.cancel_scope.cancel()
+        except BaseException as error:
+            # A scope around all of this was cancelled. What the handler raised meanwhile counts more.
+            if failure is None or not isinstance(error, trio.Cancelled):
+                raise
         if failure is None:
             return done
         try:
@@ -290,13 +327,18 @@ def _is_closed_by_us(info: CloseInfo) -> bool:
 
 
 async def _cancel_late(conn: Connection, scope: trio.CancelScope, grace: float) -> None:
-    """Cancel a handler that does not notice that its connection has ended."""
-    await conn.wait_closed()
+    """Cancel a handler that does not notice that its connection has ended, unless it has ended that itself."""
+    if _is_closed_by_us(await conn.wait_closed()):
+        return
     await trio.sleep(grace)
     logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     scope.cancel()
 
 
 def _place(url: str) -> str:
-    """Host and port of a URL, for the log: a password, or a token in the query, has no business there."""
-    return ascii(urlsplit(url).netloc.rpartition("@")[2])
+    """Whom a URL is about, for the log: a password, or a token in the query, has no business there."""
+    try:
+        target = parse_url(url)
+    except InvalidURL:
+        return "a URL that cannot be used"
+    return ascii(target.authority if target.unix is None else target.unix)

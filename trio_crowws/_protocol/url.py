@@ -128,7 +128,7 @@ def parse_url(url: str) -> Target:
       TypeError: it is not a str.
       InvalidURL: it is not one of the three forms.
     """
-    scheme, authority, rest = _split(url, "the URL")
+    scheme, authority, rest = _split(url, "the URL", "ws://host:port/path")
     if scheme == "ws+unix":
         return _parse_unix(url, authority, rest)
     if scheme not in ("ws", "wss"):
@@ -148,7 +148,7 @@ def parse_proxy(url: str) -> Proxy:
       TypeError: it is not a str.
       InvalidURL: it is something else. What it says does not show the password.
     """
-    scheme, authority, rest = _split(url, "the URL of the proxy")
+    scheme, authority, rest = _split(url, "the URL of the proxy", "http://host:port")
     if scheme != "http":
         raise InvalidURL(f"the URL of the proxy {_plain(url)} must begin with http://")
     if rest not in ("", "/"):
@@ -189,7 +189,7 @@ def redirected(target: Target, location: str) -> Target | None:
     return None if found.unix is not None or (target.secure and not found.secure) else found
 
 
-def _split(url: str, what: str) -> tuple[str, str, str]:
+def _split(url: str, what: str, example: str) -> tuple[str, str, str]:
     if not isinstance(url, str):
         raise TypeError(f"{what} must be a str, not {type(url).__name__}")
     bad = _BAD.search(url)
@@ -198,7 +198,7 @@ def _split(url: str, what: str) -> tuple[str, str, str]:
         raise InvalidURL(f"{what} {_plain(url)} holds {kind}")
     match = _SPLIT.fullmatch(url)
     if match is None:
-        raise InvalidURL(f"{what} {_plain(url)} has no scheme; it looks like ws://host:port/path")
+        raise InvalidURL(f"{what} {_plain(url)} has no scheme; it looks like {example}")
     if "#" in url:
         raise InvalidURL(f"{what} {_plain(url)} has a fragment; where a # belongs to it, it is %23")
     return match["scheme"].lower(), match["authority"], match["rest"]

@@ -326,7 +326,8 @@ class Connection(Receiving):
             one.
         """
         if self._callbacks.session is not None:
-            raise RuntimeError("set_handler is for callbacks; a session handler can await another session itself")
+            other = "a client's block can call another function" if self._client else "a session can await another one"
+            raise RuntimeError(f"set_handler is for callbacks; {other} itself")
         if isinstance(handler, type) and issubclass(handler, Handler):
             handler = handler()
         if not isinstance(handler, Handler):
