@@ -100,7 +100,8 @@ class ProxyError(ConnectFailed):
     """The proxy did not make a tunnel to the server; an `OSError`.
 
     Attributes:
-      response: what the proxy answered, or `None` if it was nothing that could be understood.
+      response: what the proxy answered, or `None` if it was nothing that could be understood. The body may be
+        `truncated`, as that of a `Rejected`.
     """
 
     def __init__(self, detail: str, response: ServerResponse | None = None) -> None:

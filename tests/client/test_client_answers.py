@@ -397,6 +397,24 @@ def test_a_proxy_that_refuses() -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("body", [b"", b"no"])
+def test_a_refusal_of_a_proxy_that_is_not_complete(body: bytes) -> None:
+    """What is there of it counts, whether the proxy closes or nobody waits any longer."""
+    tunnel = make_tunnel()
+    head = b"HTTP/1.1 407 X\r\nContent-Length: 9\r\n\r\n"
+    assert not tunnel.feed(head[:-1])
+    assert tunnel.refusal() is None
+    assert not tunnel.feed(head[-1:] + body)
+    refusal = tunnel.refusal()
+    with pytest.raises(ProxyError) as caught:
+        tunnel.feed(b"")
+    assert refusal is not None
+    for error in (refusal, caught.value):
+        assert str(error) == "the proxy http://proxy:3128 refused with HTTP status 407"
+        assert error.response is not None
+        assert (error.response.status, error.response.body, error.response.truncated) == (407, body, True)
+
+
 @pytest.mark.parametrize(
     ("pieces", "complaint"),
     [

@@ -11,7 +11,19 @@ from support.clients import nothing_left
 from support.proxies import small_proxy
 from support.rawserver import RawPeer, echo, raw_server
 from support.servers import shared_tls
-from trio_crowws import ConnectFailed, HandshakeTimeout, InvalidURL, ProxyError, Rejected, connect
+from trio_crowws import (
+    ConnectFailed,
+    Connection,
+    HandshakeTimeout,
+    InvalidURL,
+    ProxyError,
+    Rejected,
+    connect,
+    is_final,
+    keep_connected,
+)
+from trio_crowws._client import connecting
+from trio_crowws._protocol.tunnel import Tunnel
 
 
 def answer(data: bytes) -> Callable[[trio.SocketStream, bytes], Awaitable[None]]:
@@ -91,6 +103,85 @@ async def test_a_proxy_that_refuses(status: int) -> None:
     assert not server.peers
 
 
+async def stay(stream: trio.SocketStream) -> None:
+    """Leave it open, as long as the client does."""
+    await stream.receive_some()
+
+
+async def reset(stream: trio.SocketStream) -> None:
+    stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    stream.socket.close()
+
+
+async def close(stream: trio.SocketStream) -> None:
+    await stream.aclose()
+
+
+@pytest.mark.parametrize("then", [stay, close])
+@pytest.mark.parametrize("head", [b"Content-Length: 9\r\n", b"Transfer-Encoding: chunked\r\n", b""])
+async def test_a_refusal_whose_body_does_not_come(
+    head: bytes, then: Callable[[trio.SocketStream], Awaitable[None]]
+) -> None:
+    """The status is what counts, so it is a refusal and not a timeout."""
+
+    async def refuse(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 407 X\r\nProxy-Authenticate: Basic\r\n%b\r\n" % head)
+        await then(stream)
+
+    async with small_proxy(refuse) as proxy, nothing_left():
+        with pytest.raises(ProxyError, match=f"{proxy.url} refused with HTTP status 407") as caught:
+            async with connect("ws://example.org/", proxy=proxy.url, open_timeout=0.2):
+                pass
+        await trio.sleep(0.02)
+    response = caught.value.response
+    assert response is not None
+    assert (response.status, response.headers["proxy-authenticate"], response.body) == (407, "Basic", b"")
+    assert response.truncated == (then is stay or head != b"")
+    assert is_final(caught.value)
+
+
+async def test_a_refusal_that_ends_with_a_reset() -> None:
+    """What has come is what there is; the cause is the system's."""
+    seen = trio.Event()
+
+    async def refuse(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 407 X\r\nContent-Length: 9\r\n\r\nno")
+        await seen.wait()
+        await reset(stream)
+
+    class Watching(Tunnel):
+        def feed(self, data: bytes) -> bool:
+            there = super().feed(data)
+            seen.set()
+            return there
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connecting, "Tunnel", Watching)
+        async with small_proxy(refuse) as proxy:
+            with pytest.raises(ProxyError, match="refused with HTTP status 407") as caught:
+                async with connect("ws://example.org/", proxy=proxy.url):
+                    pass
+    assert caught.value.response is not None
+    assert (caught.value.response.body, caught.value.response.truncated) == (b"no", True)
+    assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
+
+
+async def test_keep_connected_does_not_repeat_what_the_proxy_has_refused() -> None:
+    """A 407 without its body is as final as one with it."""
+
+    async def refuse(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 407 X\r\nContent-Length: 9\r\n\r\n")
+        await stay(stream)
+
+    async def handler(conn: Connection) -> None:
+        raise AssertionError
+
+    async with small_proxy(refuse) as proxy:
+        with pytest.raises(ProxyError):
+            await keep_connected(handler, "ws://example.org/", proxy=proxy.url, open_timeout=0.1)
+        assert len(proxy.heads) == 1
+
+
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
@@ -113,11 +204,10 @@ async def test_a_proxy_that_answers_wrongly(data: bytes, complaint: str) -> None
 async def test_a_proxy_that_resets() -> None:
     """The cause is the system's."""
 
-    async def reset(stream: trio.SocketStream, head: bytes) -> None:
-        stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        stream.socket.close()
+    async def behave(stream: trio.SocketStream, head: bytes) -> None:
+        await reset(stream)
 
-    async with small_proxy(reset) as proxy:
+    async with small_proxy(behave) as proxy:
         with pytest.raises(ProxyError, match="broke before it had answered") as caught:
             async with connect("ws://example.org/", proxy=proxy.url):
                 pass
@@ -132,16 +222,33 @@ async def test_no_proxy_there() -> None:
 
 
 async def test_a_proxy_that_is_silent() -> None:
-    """Its time is part of `open_timeout`."""
+    """Its time is part of `open_timeout`, and the error says who was waited for, without the password."""
 
     async def wait(stream: trio.SocketStream, head: bytes) -> None:
-        await stream.receive_some()
+        await stay(stream)
 
     async with small_proxy(wait) as proxy, nothing_left():
-        with pytest.raises(HandshakeTimeout):
-            async with connect("ws://example.org/", proxy=proxy.url, open_timeout=0.1):
+        with pytest.raises(HandshakeTimeout) as caught:
+            async with connect(
+                "ws://example.org/", proxy=f"http://user:s3cret@127.0.0.1:{proxy.port}", open_timeout=0.1
+            ):
                 pass
         await trio.sleep(0.02)
+    waited_for = f"the proxy http://127.0.0.1:{proxy.port} has not answered"
+    assert str(caught.value) == f"no connection to example.org within open_timeout=0.1 s; {waited_for}"
+
+
+async def test_a_server_that_is_silent_behind_a_proxy() -> None:
+    """The proxy has done its part, so the error does not name it."""
+
+    async def wait(peer: RawPeer) -> None:
+        await peer.wait_end()
+
+    async with small_proxy() as proxy, raw_server(wait) as server:
+        with pytest.raises(HandshakeTimeout, match=r"within open_timeout=0\.2 s$"):
+            async with connect(server.url, proxy=proxy.url, open_timeout=0.2):
+                pass
+        assert proxy.heads
 
 
 async def test_the_environment_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -373,9 +373,9 @@ def test_a_folder_that_cannot_be_watched(folder: Path, monkeypatch: pytest.Monke
 # Mistakes
 
 
-def refuse(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def refuse(capsys: pytest.CaptureFixture[str], *arguments: str, app: str = "service:app") -> str:
     with pytest.raises(SystemExit) as caught:
-        main(["run", "service:app", *arguments])
+        main(["run", app, *arguments])
     assert caught.value.code == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -394,6 +394,24 @@ def test_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], folder: 
 def test_reload_dir_alone(capsys: pytest.CaptureFixture[str]) -> None:
     """A folder to watch without --reload is a mistake."""
     assert "--reload-dir needs --reload" in refuse(capsys, "--reload-dir", ".")
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "message"),
+    [
+        ("service", [], "'service' is not of the form MODULE:APP"),
+        ("service:", [], "'service:' is not of the form MODULE:APP"),
+        ("service:app", ["--port", "65536"], "'65536' is not a port"),
+        ("service:app", ["--keyfile", "k"], "--keyfile needs --certfile"),
+    ],
+)
+def test_what_no_edit_can_repair(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, app: str, arguments: list[str], message: str
+) -> None:
+    """Arguments that no edit makes right end it with the status 2, before anything is started or watched."""
+    monkeypatch.setattr(serving, "is_available", lambda: True)
+    monkeypatch.setattr(serving, "serve_and_watch", lambda *_: pytest.fail("it was started"))
+    assert message in refuse(capsys, "--reload", *arguments, app=app)
 
 
 def test_what_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

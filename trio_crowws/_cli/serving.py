@@ -6,6 +6,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import signal
 import ssl
 import sys
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `run`."""
     parser.add_argument("app", metavar="MODULE:APP", help="where the App object is, as in server:app")
     parser.add_argument("--host", default="127.0.0.1", help="name or address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for a free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 for a free one (default: %(default)s)")
     parser.add_argument("--unix", metavar="PATH", help="listen on a Unix socket instead")
     parser.add_argument("--certfile", metavar="FILE", help="serve TLS with this certificate chain (PEM)")
     parser.add_argument("--keyfile", metavar="FILE", help="its private key, if that is in a file of its own (PEM)")
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # How --reload starts its children: a descriptor that ends when their parent does, or -1.
     parser.add_argument("--reloaded", type=int, metavar="FD", help=argparse.SUPPRESS)
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; it must be a number from 0 to 65535")
+    return int(text)
 
 
 def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -95,6 +102,7 @@ def _end_with_parent(descriptor: int) -> None:
 
 
 def _watcher(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Callable[[], None]:
+    _split(options.app)  # no edit of a file makes an argument right; the module itself may come later
     if not is_available():
         parser.error("--reload needs the package watchfiles: pip install 'trio-crowws[reload]'")
     folders = [Path(folder) for folder in options.reload_dir or ["."]]
@@ -117,9 +125,7 @@ def load_app(place: str) -> App:
     Raises:
       LoadError: the place is malformed, the module or the attribute does not exist, or it is no `App`.
     """
-    module_name, separator, attribute = place.partition(":")
-    if not module_name or module_name.startswith(".") or not separator or not attribute:
-        raise LoadError(f"{place!r} is not of the form MODULE:APP, as in server:app")
+    module_name, attribute = _split(place)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -138,6 +144,13 @@ def load_app(place: str) -> App:
     if not isinstance(app, App):
         raise LoadError(f"{place} is of the type {type(app).__name__}, not an App")
     return app
+
+
+def _split(place: str) -> tuple[str, str]:
+    module_name, _, attribute = place.partition(":")
+    if "" in (*module_name.split("."), *attribute.split(".")):
+        raise LoadError(f"{place!r} is not of the form MODULE:APP, as in server:app")
+    return module_name, attribute
 
 
 def _tls(certfile: str, keyfile: str | None) -> ssl.SSLContext:

@@ -79,6 +79,7 @@ def connect(
     Raises:
       InvalidURL: at the call; `url` or `proxy` cannot be used.
       TypeError, ValueError: at the call; another argument is unknown, of the wrong type, or not allowed.
+      RuntimeError: at the beginning of a second block with the same result; a result makes one connection only.
       ConnectFailed: at the beginning of the block; nobody is there, or not one who is trusted. It is an `OSError`.
       ProxyError: at the beginning of the block; the proxy refused. It is a `ConnectFailed`.
       HandshakeTimeout: at the beginning of the block; `open_timeout` is over.

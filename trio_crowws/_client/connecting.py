@@ -26,6 +26,7 @@ from .._protocol.compressing import Compressor, Packer
 from .._protocol.deflate import Inflater
 from .._protocol.framing import FrameReader
 from .._protocol.request import Request
+from .._protocol.tunnel import Tunnel
 from .._protocol.url import Proxy, Target, redirected
 from .._session.connection import Connection, PublishResult
 from .._session.ending import Parts
@@ -87,6 +88,8 @@ class Connecting:
         self.callbacks.session = _BLOCK
         self._used = False
         self._shared: SharedEngine | None = None
+        self._tunnel: Tunnel | None = None
+        """What is being asked of the proxy, until it has agreed."""
         self._opening: Opening | None = None
         self._nursery: Nursery | None = None
         self._conn: Connection | None = None
@@ -172,12 +175,15 @@ class Connecting:
             transport = engine.add_stream(self._plan.stream, opening, local, remote)
         else:
             context = _context(self._plan, target)
-            sock = await dial(
-                target,
-                self._plan.proxy,
-                max_header_bytes=options.max_header_bytes,
-                max_headers=options.max_headers,
-            )
+            if self._plan.proxy is not None:
+                self._tunnel = Tunnel(
+                    self._plan.proxy,
+                    target,
+                    max_header_bytes=options.max_header_bytes,
+                    max_headers=options.max_headers,
+                )
+            sock = await dial(target, self._tunnel)
+            self._tunnel = None
             transport = self._add_socket(sock, opening, context, target)
         opening.transport = transport
         self._opening = opening
@@ -244,8 +250,14 @@ class Connecting:
         partial = None if self._opening is None else self._opening.partial
         if partial is not None:
             return Rejected(partial)
+        refusal = None if self._tunnel is None else self._tunnel.refusal()
+        if refusal is not None:
+            return refusal
         plan = self._plan
-        return HandshakeTimeout(f"no connection to {plan.target.authority} within open_timeout={plan.open_timeout:g} s")
+        detail = "" if self._tunnel is None else f"; the proxy {self._tunnel.proxy} has not answered"
+        return HandshakeTimeout(
+            f"no connection to {plan.target.authority} within open_timeout={plan.open_timeout:g} s{detail}"
+        )
 
     async def _drop(self) -> None:
         """Let go of a server that has answered, but not with a connection."""

@@ -5,39 +5,39 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import trio
 
-from .._protocol.tunnel import Tunnel
-from .._protocol.url import Proxy, Target
 from ..errors import ConnectFailed, ProxyError
+
+if TYPE_CHECKING:
+    from .._protocol.tunnel import Tunnel
+    from .._protocol.url import Target
 
 __all__ = ["dial"]
 
 _READ_SIZE = 16 * 1024
 
 
-async def dial(target: Target, proxy: Proxy | None, *, max_header_bytes: int, max_headers: int) -> socket.socket:
+async def dial(target: Target, tunnel: Tunnel | None) -> socket.socket:
     """Connect.
 
     Args:
       target: where to.
-      proxy: what to go through.
-      max_header_bytes: of the answer of the proxy.
-      max_headers: header lines of the answer of the proxy.
+      tunnel: what to go through; it leads to the target.
 
     Raises:
       ConnectFailed: nobody is there; of several addresses, at none of them.
       ProxyError: the proxy refused, or did not answer.
 
-    Cancellation: leaves nothing behind.
+    Cancellation: leaves nothing behind. `tunnel` knows what the proxy has said until then.
     """
-    if proxy is not None:
+    if tunnel is not None:
+        proxy = tunnel.proxy
         stream = await _dial_tcp(proxy.dialled, proxy.port, f"the proxy {proxy}")
-        tunnel = Tunnel(proxy, target, max_header_bytes=max_header_bytes, max_headers=max_headers)
         try:
-            await _dig(stream, tunnel, proxy)
+            await _dig(stream, tunnel)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
@@ -82,10 +82,11 @@ def _origins(error: OSError) -> Iterator[OSError]:
         yield error
 
 
-async def _dig(stream: trio.SocketStream, tunnel: Tunnel, proxy: Proxy) -> None:
+async def _dig(stream: trio.SocketStream, tunnel: Tunnel) -> None:
     try:
         await stream.send_all(tunnel.request)
         while not tunnel.feed(bytes(await stream.receive_some(_READ_SIZE))):
             pass
     except trio.BrokenResourceError as error:
-        raise ProxyError(f"the connection to the proxy {proxy} broke before it had answered: {error}") from error
+        broken = ProxyError(f"the connection to the proxy {tunnel.proxy} broke before it had answered: {error}")
+        raise (tunnel.refusal() or broken) from error

@@ -302,7 +302,7 @@ class _Link(Generic[T]):
                 nursery.cancel_scope.cancel()
         except BaseException as error:
             # A scope around all of this was cancelled. What the handler raised meanwhile counts more.
-            if failure is None or not isinstance(error, trio.Cancelled):
+            if failure is None or not _is_cancellation(error):
                 raise
         if failure is None:
             return done
@@ -333,6 +333,11 @@ async def _cancel_late(conn: Connection, scope: trio.CancelScope, grace: float) 
     await trio.sleep(grace)
     logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     scope.cancel()
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether it is that and nothing else, by itself or in groups."""
+    return BaseExceptionGroup("", [error]).split(trio.Cancelled)[1] is None
 
 
 def _place(url: str) -> str:

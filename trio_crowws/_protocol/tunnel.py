@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import h11
 
 from ..errors import InvalidHandshake, ProxyError
-from .answer import AnswerReader, shown
+from .answer import AnswerReader, ServerResponse, shown
 
 if TYPE_CHECKING:
     from .url import Proxy, Target
@@ -25,6 +25,7 @@ class Tunnel:
       max_headers: header lines of the answer.
 
     Attributes:
+      proxy: whom to ask.
       request: the request as bytes.
     """
 
@@ -32,7 +33,7 @@ class Tunnel:
         headers = [("Host", target.tunnel), ("User-Agent", "trio_crowws")]
         if proxy.authorization is not None:
             headers.append(("Proxy-Authorization", proxy.authorization))
-        self._proxy = proxy
+        self.proxy = proxy
         self._reader = AnswerReader(
             h11.Request(method="CONNECT", target=target.tunnel, headers=headers),
             max_header_bytes=max_header_bytes,
@@ -52,15 +53,24 @@ class Tunnel:
         try:
             response = self._reader.feed(data) if data else self._reader.eof()
         except InvalidHandshake as error:
-            raise ProxyError(f"the proxy {self._proxy} answered with what cannot be understood: {error}") from error
+            raise ProxyError(f"the proxy {self.proxy} answered with what cannot be understood: {error}") from error
         if response is None:
             if data:
                 return False
-            raise ProxyError(f"the proxy {self._proxy} closed the connection before it had answered")
+            raise ProxyError(f"the proxy {self.proxy} closed the connection before it had answered")
         if not 200 <= response.status < 300:
-            raise ProxyError(f"the proxy {self._proxy} refused with HTTP status {response.status}", response)
+            raise self._refused(response)
         if self._reader.trailing:
             # Nobody has asked the server for anything yet, so these are not its bytes.
             unasked = shown(self._reader.trailing.decode("latin-1"))
-            raise ProxyError(f"the proxy {self._proxy} sent more than its answer: {unasked}", response)
+            raise ProxyError(f"the proxy {self.proxy} sent more than its answer: {unasked}", response)
         return True
+
+    def refusal(self) -> ProxyError | None:
+        """What the proxy has said when no more of its answer will come; `None` if not even the head is there."""
+        # A 2xx is complete with its head, so what is not complete is a refusal.
+        partial = self._reader.partial()
+        return None if partial is None else self._refused(partial)
+
+    def _refused(self, response: ServerResponse) -> ProxyError:
+        return ProxyError(f"the proxy {self.proxy} refused with HTTP status {response.status}", response)
