@@ -6,7 +6,7 @@ are no help in that: they match prefixes (`1*` also takes 10.1.1) and say nothin
 
 from __future__ import annotations
 
-__all__ = ["ALL_CASES", "LEFT_OPEN", "resolve", "section"]
+__all__ = ["ALL_CASES", "LEFT_OPEN", "SMALL_COMPRESSION", "SMALL_NEGOTIATION", "resolve", "section"]
 
 # Number of cases in each subsection; there is no section 8 and no section 11. Sections 1 to 7 are the protocol, 9 the
 # sizes, 10 the automatic fragmentation, 12 and 13 the compression.
@@ -34,6 +34,13 @@ ALL_CASES = tuple(
 
 LEFT_OPEN = frozenset({"7.1.6", "7.13.1", "7.13.2"})
 """Cases whose outcome RFC 6455 leaves open: the testsuite never calls them OK, only INFORMATIONAL."""
+
+
+# A thousand messages of up to 8 KiB make a case; those of up to 128 KiB take minutes, and are for `.ci/run --all`. The
+# eleventh case is the first in which the messages come in fragments.
+_SMALL = (1, 3, 5, 11)
+SMALL_COMPRESSION = ",".join(f"12.{each}.{number}" for each in range(1, 6) for number in _SMALL)
+SMALL_NEGOTIATION = ",".join(f"13.{each}.{number}" for each in range(1, 8) for number in _SMALL)
 
 
 def section(case: str) -> int:

@@ -8,28 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from autobahn import caselist, install, run
+from autobahn import caselist, run
 from support.processes import ProcessError
-from support.require import missing, program
+from support.require import program
 
 pytestmark = [pytest.mark.autobahn, pytest.mark.usefixtures("testsuite")]
 
 PROTOCOL = "1-7,10"
 WITH_SIZES = "1-7,9,10"
-# A thousand messages of up to 8 KiB make a case; those of up to 128 KiB take minutes, and are for `.ci/run`. The
-# eleventh case is the first in which the messages come in fragments.
-SMALL = (1, 3, 5, 7, 11)
-COMPRESSION = ",".join(f"12.{each}.{number}" for each in range(1, 6) for number in SMALL)
-NEGOTIATION = ",".join(f"13.{each}.{number}" for each in range(1, 8) for number in SMALL)
-
-
-@pytest.fixture(scope="session")
-def testsuite() -> Path:
-    """The interpreter of Autobahn|Testsuite, which is installed where it is missing and can be."""
-    try:
-        return install.ensure()
-    except install.NotAvailable as reason:
-        missing(f"no Autobahn|Testsuite: {reason}")
 
 
 def assert_passes(patterns: str, style: str, out: Path, *more: str, cpu: int | None = None) -> None:
@@ -57,7 +43,7 @@ def test_every_case_passes_in_each_style(style: str, patterns: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("patterns", "style", "more"),
-    [(COMPRESSION, "async", ()), (NEGOTIATION, "sync", ("--context-takeover",))],
+    [(caselist.SMALL_COMPRESSION, "async", ()), (caselist.SMALL_NEGOTIATION, "sync", ("--context-takeover",))],
     ids=["12", "13"],
 )
 def test_compression_passes(patterns: str, style: str, more: tuple[str, ...], tmp_path: Path) -> None:

@@ -16,26 +16,15 @@ import pytest
 from autobahn import caselist, install
 from autobahn.run import Verdict, judge
 from support.processes import started, status, tail, wait
-from support.require import missing
 
 pytestmark = [pytest.mark.autobahn, pytest.mark.usefixtures("testsuite")]
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "tests" / "autobahn" / "client.py"
 AGENT = "trio_crowws & co"
-# As for the server: what takes minutes is for `.ci/run`, which names all of the 517 cases.
-SMALL = (1, 3, 5, 7, 11)
-COMPRESSION = ",".join(f"12.{each}.{number}" for each in range(1, 6) for number in SMALL)
-NEGOTIATION = ",".join(f"13.{each}.{number}" for each in range(1, 8) for number in SMALL)
-
-
-@pytest.fixture(scope="session")
-def testsuite() -> Path:
-    """The interpreter of Autobahn|Testsuite, which is installed where it is missing and can be."""
-    try:
-        return install.ensure()
-    except install.NotAvailable as reason:
-        missing(f"no Autobahn|Testsuite: {reason}")
+SOME = ("1-7,9,10", caselist.SMALL_COMPRESSION, caselist.SMALL_NEGOTIATION)
+# `.ci/run --all` names all of the 517 cases.
+PATTERNS = [os.environ["AUTOBAHN_CLIENT"]] if "AUTOBAHN_CLIENT" in os.environ else SOME
 
 
 def run_client(
@@ -78,7 +67,9 @@ def wait_for_port(server: subprocess.Popen[bytes], port: int, log: Path) -> None
 
 @pytest.mark.parametrize(
     "patterns",
-    [os.environ["AUTOBAHN_CLIENT"]] if "AUTOBAHN_CLIENT" in os.environ else ["1-7,9,10", COMPRESSION, NEGOTIATION],
+    [os.environ["AUTOBAHN_CLIENT"]]
+    if "AUTOBAHN_CLIENT" in os.environ
+    else ["1-7,9,10", caselist.SMALL_COMPRESSION, caselist.SMALL_NEGOTIATION],
     ids=lambda patterns: str(patterns)[:9],
 )
 def test_every_case_passes(testsuite: Path, tmp_path: Path, patterns: str) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from trio_crowws import Deflate
 from trio_crowws._protocol.deflate import Inflater
 from trio_crowws._protocol.deflate_offer import Agreement, Setting, negotiate
-from trio_crowws._protocol.framing import CloseReceived, Event, Fault, FrameReader, Ping, Pong
+from trio_crowws._protocol.events import CloseReceived, Event, Fault, Ping, Pong
+from trio_crowws._protocol.framing import FrameReader
 from trio_crowws.errors import InvalidUTF8, PayloadTooBig, ProtocolError
 
 KEY = b"\x37\xfa\x21\x3d"

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from trio_crowws._protocol.framing import CloseReceived, Event, Fault, FrameReader, Ping, Pong
+from trio_crowws._protocol.events import CloseReceived, Event, Fault, Ping, Pong
+from trio_crowws._protocol.framing import FrameReader
 from trio_crowws.errors import InvalidUTF8, PayloadTooBig, ProtocolError
 
 KEY = b"\x37\xfa\x21\x3d"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from wsproto import events as wsproto_events
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 
-from trio_crowws._protocol.framing import CloseReceived, Event, Fault, FrameReader, Ping, Pong
+from trio_crowws._protocol.events import CloseReceived, Event, Fault, Ping, Pong
+from trio_crowws._protocol.framing import FrameReader
 
 Seen: TypeAlias = tuple[object, ...]
 

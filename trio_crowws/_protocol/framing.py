@@ -46,8 +46,7 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from wsproto import events as wsproto_events
 from wsproto.connection import Connection, ConnectionState, ConnectionType
@@ -57,11 +56,12 @@ from ..errors import InvalidUTF8, ProtocolError
 from .chunks import Chunks
 from .deflate import COMPRESSED, ENOUGH, Inflater
 from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT, frame_header
+from .events import CloseReceived, Event, Fault, Ping, Pong
 from .headers import LENGTH_FIELD, MASKED, NO_LIMIT, mask_header, scan
 from .limits import ControlRate, Limits
 from .masking import unmask
 
-__all__ = ["CloseReceived", "Event", "Fault", "FrameReader", "Ping", "Pong"]
+__all__ = ["FrameReader"]
 
 _DATA: Final = (TEXT, BINARY)
 _CONTROL: Final = (PING, PONG, CLOSE)
@@ -71,39 +71,6 @@ _ZERO_KEY: Final = bytes(4)
 # what is too much: cheaper, for short payloads, than repeating and slicing the key as bytes.
 _REPEAT: Final = tuple(sum(1 << 32 * word for word in range((size + 3) // 4)) for size in range(MAX_SHORT + 1))
 _SURPLUS: Final = tuple(8 * (-size % 4) for size in range(MAX_SHORT + 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """The peer asks for a pong with the same payload."""
-
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """The peer answers a ping, or sends a sign of life unasked."""
-
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CloseReceived:
-    """The peer's Close frame; `code` is `None` for one without a payload. It is the last event."""
-
-    code: int | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """The peer broke a rule or a limit; the connection must be failed with `error.code`. It is the last event."""
-
-    error: ProtocolError
-
-
-Event: TypeAlias = str | bytes | Ping | Pong | CloseReceived | Fault
-"""A whole message (`str` for text, `bytes` for binary) or one of the four control events."""
 
 
 class FrameReader:

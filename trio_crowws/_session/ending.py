@@ -27,7 +27,7 @@ import trio
 from .._closeinfo import CloseFrame, CloseInfo, check_close
 from .._protocol.closing import TRANSITIONS, Action, Event, Phase
 from .._protocol.encoding import encode_close, encode_ping, encode_pong
-from .._protocol.framing import CloseReceived, Fault
+from .._protocol.events import CloseReceived, Fault
 from .._protocol.masking import mask_frame
 from .._transport.timers import Timer
 from ..errors import (

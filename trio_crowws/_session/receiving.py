@@ -25,14 +25,14 @@ import trio
 
 from .._closeinfo import CloseCode, CloseFrame
 from .._protocol.closing import Event, Phase
-from .._protocol.framing import CloseReceived, Fault, Ping, Pong
+from .._protocol.events import CloseReceived, Fault, Ping, Pong
 from ..errors import ConnectionLost, HandlerError, ProtocolError
 from .ending import logger
 from .sending import Sending
 from .tasks import log_failure, sort_out
 
 if TYPE_CHECKING:
-    from .._protocol.framing import Event as FrameEvent
+    from .._protocol.events import Event as FrameEvent
     from .ending import Parts
     from .handlers import Callback, Callbacks
 
