@@ -30,7 +30,7 @@ from typing import Any, Literal
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # a script is told of its own folder only
 
 from autobahn import caselist, install
-from support.processes import ProcessError, port_of, started, status, tail, wait
+from support.processes import ProcessError, port_of, started, status, tail, unmeasured, wait
 
 __all__ = ["STYLES", "Plan", "Result", "Verdict", "fuzz", "judge"]
 
@@ -196,7 +196,7 @@ def _server_command(plan: Plan) -> list[str]:
 
 def _server_environment() -> dict[str, str]:
     """The server runs the package of this checkout, whether or not one is installed."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    return {**unmeasured(), "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
 def _client_command(python27: Path, spec: Path) -> list[str]:

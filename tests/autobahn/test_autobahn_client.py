@@ -15,7 +15,7 @@ import pytest
 
 from autobahn import caselist, install
 from autobahn.run import Verdict, judge
-from support.processes import started, status, tail, wait
+from support.processes import started, status, tail, unmeasured, wait
 
 pytestmark = [pytest.mark.autobahn, pytest.mark.usefixtures("testsuite")]
 
@@ -41,7 +41,8 @@ def run_client(
     command = [*wstest, "--mode", "fuzzingserver", "--webport", "0", "--spec", str(spec)]
     with started(command, server_log, environment=install.environment(), folder=out) as server:
         wait_for_port(server, port, server_log)
-        with started([sys.executable, str(CLIENT), f"{url}/", AGENT], client_log, folder=out) as client:
+        command = [sys.executable, str(CLIENT), f"{url}/", AGENT]
+        with started(command, client_log, environment=unmeasured(), folder=out) as client:
             ended = wait(client, timeout)
     index = out / "reports" / "index.json"
     report = json.loads(index.read_text()).get(AGENT, {}) if index.exists() else {}

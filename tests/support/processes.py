@@ -11,13 +11,18 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ProcessError", "port_of", "started", "status", "tail", "wait"]
+__all__ = ["ProcessError", "port_of", "started", "status", "tail", "unmeasured", "wait"]
 
 _LISTENING = re.compile(r"listening on .*:(\d+)\D*\n")
 
 
 class ProcessError(Exception):
     """A process did not start, or ended too early or too late; the text ends with what it printed."""
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment for a process that coverage does not look at, where time counts and other tests reach as much."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 @contextmanager
