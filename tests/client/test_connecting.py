@@ -73,7 +73,7 @@ from trio_crowws._transport.poller import Poller
         ({"headers": "A: b"}, TypeError, "headers must be a mapping"),
         ({"headers": [("Host", "a"), ("host", "b")]}, ValueError, "only one Host"),
         ({"origin": "http://a\r\n"}, ValueError, "control character"),
-        ({"origin": 5}, TypeError, "str"),
+        ({"origin": 5}, TypeError, "option origin=5 is not allowed; it must be a str or None"),
         ({"origin": "http://a", "headers": {"origin": "http://b"}}, ValueError, "not by both"),
     ],
     ids=str,

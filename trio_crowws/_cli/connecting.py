@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-payload",
-        type=int,
+        type=_size,
         default=64 << 20,
         metavar="BYTES",
         help="the largest message that is taken (default: %(default)d)",
@@ -99,6 +99,12 @@ def _seconds(text: str) -> float:
     if not seconds >= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes; it must be 1 or more")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

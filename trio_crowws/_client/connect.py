@@ -159,6 +159,8 @@ def _plan(
     if names.count("host") > 1:
         raise ValueError("there is only one Host header")
     if origin is not None:
+        if not isinstance(origin, str):
+            raise TypeError(f"option origin={origin!r} is not allowed; it must be a str or None")
         if "origin" in names:
             raise ValueError("give the Origin header by origin=, or in headers, not by both")
         check_headers([("Origin", origin)], owned=True)
