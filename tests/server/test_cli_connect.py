@@ -430,6 +430,16 @@ async def test_how_the_server_closes(path: str, expected: int) -> None:
         assert (await talk_to(f"{site.url}/{path}", "", "--wait", "inf"))[0] == expected
 
 
+async def test_a_message_that_is_too_large() -> None:
+    """More than --max-payload ends the connection with 1009, so the status is 4; as much is taken."""
+    async with a_site() as site:
+        status, out, error = await talk_to(f"{site.url}/echo", "x" * 10 + "\n", "--max-payload", "10", "--wait", "0.2")
+        assert (status, out) == (0, "x" * 10 + "\n")
+        status, out, error = await talk_to(f"{site.url}/echo", "x" * 11 + "\n", "--max-payload", "10", "--wait", "5")
+        assert (status, out) == (4, "")
+        assert "1009" in error
+
+
 async def test_a_refusal() -> None:
     """A server that answers with an HTTP status is 3; status and body are shown."""
     async with a_site() as site:
