@@ -173,10 +173,7 @@ _OWN = ("subprotocols", "headers", "origin", "ssl_context", "proxy", "follow_red
 def _check_redirects(value: bool | int) -> int:
     if value is True:
         return _FOLLOWED
-    if not isinstance(value, int):
-        raise TypeError(f"option follow_redirects={value!r} is not allowed; it must be a bool, or an int of at least 0")
-    if value < 0:
-        raise ValueError(
-            f"option follow_redirects={value!r} is not allowed; it must be a bool, or an int of at least 0"
-        )
+    if not isinstance(value, int) or value < 0:
+        kind = ValueError if isinstance(value, int) else TypeError
+        raise kind(f"option follow_redirects={value!r} is not allowed; it must be a bool, or an int of at least 0")
     return int(value)

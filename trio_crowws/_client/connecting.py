@@ -172,7 +172,7 @@ class Connecting:
         opening = Opening(reader)
         if self._plan.stream is not None:
             local, remote = addresses_of(self._plan.stream)
-            transport = engine.add_stream(self._plan.stream, opening, local, remote)
+            opening.transport = transport = engine.add_stream(self._plan.stream, opening, local, remote)
         else:
             context = _context(self._plan, target)
             if self._plan.proxy is not None:
@@ -185,7 +185,6 @@ class Connecting:
             sock = await dial(target, self._tunnel)
             self._tunnel = None
             transport = self._add_socket(sock, opening, context, target)
-        opening.transport = transport
         self._opening = opening
         transport.write(reader.request)
         transport.flush()

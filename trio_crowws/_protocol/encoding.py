@@ -46,9 +46,7 @@ def encode_message(data: str | bytes | bytearray | memoryview) -> bytes:
       ValueError: a lone surrogate in a `str` (`UnicodeEncodeError`).
     """
     if isinstance(data, str):
-        payload = data.encode()
-        size = len(payload)
-        return (_TEXT_SHORT[size] if size <= MAX_SHORT else frame_header(TEXT, size)) + payload
+        return encode_text(data)
     if isinstance(data, (bytes, bytearray, memoryview)):
         return encode_binary(data)
     raise TypeError(f"a message must be str, bytes, bytearray or memoryview, not {type(data).__name__}")
