@@ -2,8 +2,8 @@
 
 Everything here is synchronous, so nothing can happen between looking at the members and sending to them: no copy, no
 lock. A frame is encoded once, compressed once for each setting that members have agreed on (where no context is kept;
-see `_protocol/compressing.py`), and shared by reference. Publishing only queues; it never waits and never calls the
-application.
+see `_protocol/compressing.py`), and shared by reference. Publishing queues, and what is published first in a scheduler
+pass leaves at once; it never waits and never calls the application.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ._session.connection import Connection
 
 __all__ = ["PublishResult", "Room", "Rooms"]
-
-_SENT, _DROPPED = Offered.SENT, Offered.DROPPED  # looked up for every subscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +49,22 @@ def deliver(
     frame = encode_message(data)
     check_compress(compress)
     packed: dict[Compressor, bytes] = {}
-    sent = dropped = closed = 0
+    reached = dropped = closed = 0
     for conn in members:
         if exclude and conn in exclude:
+            continue
+        reached += 1
+        if conn._write_published(frame):  # nearly always
             continue
         if conn._packer is None:
             offered = conn._offer(frame, room)
         else:
             offered = conn._offer_packed(frame, room, compress, packed)
-        if offered is _SENT:
-            sent += 1
-        elif offered is _DROPPED:
+        if offered is Offered.DROPPED:
             dropped += 1
-        else:
+        elif offered is Offered.CLOSED:
             closed += 1
-    return PublishResult(sent, dropped, closed)
+    return PublishResult(reached - dropped - closed, dropped, closed)
 
 
 class Rooms:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,101 @@ async def test_a_receiver_that_does_not_get_through_in_one_turn() -> None:
             nursery.cancel_scope.cancel()
     assert slow.fed == [b"what came with the request", b"", b"", b""]
     assert near.fileno() == -1
+
+
+# What is published
+
+
+class Quiet(Slow):
+    """A receiver that notes what becomes of its transport."""
+
+    def __init__(self, transport: SocketTransport) -> None:
+        super().__init__(transport, 0)
+        self.news: list[str] = []
+
+    def lost(self, error: Exception | None) -> None:
+        self.news.append(f"lost by {type(error).__name__}")
+
+    def stalled(self) -> None:
+        self.news.append("stalled")
+
+
+@asynccontextmanager
+async def publishing(kind: socket.SocketKind) -> AsyncIterator[tuple[SocketTransport, Quiet, socket.socket]]:
+    """A transport, its receiver, and the peer's socket."""
+    timers, turns = Timers(), TurnQueue()
+    near, far = socket.socketpair(type=kind)
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        transport = SocketTransport(near, Poller(timers), turns, timers, None, None)
+        transport.receiver = quiet = Quiet(transport)
+        transport.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turns.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield transport, quiet, far
+            transport.abort()
+            nursery.cancel_scope.cancel()
+
+
+def writes(peer: socket.socket) -> list[bytes]:
+    """What has come at a socket that keeps the bounds of the system calls."""
+    seen: list[bytes] = []
+    with suppress(BlockingIOError):
+        while data := peer.recv(65536):
+            seen.append(data)
+    return seen
+
+
+async def test_what_is_published_first_in_a_pass_leaves_at_once() -> None:
+    """The first message of a scheduler pass does not wait; the others of that pass leave together, in order."""
+    async with publishing(socket.SOCK_SEQPACKET) as (transport, _, peer):
+        for _ in range(3):
+            transport.write_at_once(b"one")
+            assert writes(peer) == [b"one"]
+            transport.write_at_once(b"two")
+            transport.write(b"three")
+            transport.write_at_once(b"four")
+            assert writes(peer) == []
+            await trio.testing.wait_all_tasks_blocked()
+            assert writes(peer) == [b"twothreefour"]
+        transport.write(b"five")
+        transport.write_at_once(b"six")  # not before what was written before it
+        assert writes(peer) == []
+        await trio.testing.wait_all_tasks_blocked()
+        assert writes(peer) == [b"fivesix"]
+        assert transport.bytes_sent == 3 * len("onetwothreefour") + len("fivesix")
+
+
+async def test_publishing_more_than_the_kernel_takes() -> None:
+    """The kernel takes a part of what is published: the rest is queued and counted, and leaves in order."""
+    async with publishing(socket.SOCK_STREAM) as (transport, quiet, peer):
+        transport.write_at_once(BIG)
+        assert quiet.news == ["stalled"]
+        assert 0 < transport.buffered == len(BIG) - transport.bytes_sent
+        transport.write_at_once(b"end")
+        received = bytearray()
+        with trio.fail_after(5):
+            while len(received) < len(BIG) + 3:
+                received += b"".join(writes(peer))
+                transport.on_writable()
+                await trio.lowlevel.checkpoint()
+        assert received == BIG + b"end"
+        assert transport.buffered == 0
+
+
+async def test_publishing_to_a_peer_that_is_gone() -> None:
+    """A transport that breaks while something is published tells its receiver, once, and takes nothing more."""
+    async with publishing(socket.SOCK_STREAM) as (transport, quiet, peer):
+        peer.close()
+        transport.write_at_once(b"one")
+        transport.write_at_once(b"two")
+        await trio.testing.wait_all_tasks_blocked()
+        transport.write_at_once(b"three")
+        assert quiet.news == ["lost by BrokenPipeError"]
+        assert transport.closed
+        assert transport.buffered == 0
 
 
 # TLS

@@ -4,8 +4,8 @@ Two families
     `send` waits while more than `send_high_water` is queued, so a producer runs at the speed of its peer. It encodes
     and checks first, waits second and queues last, in one step: a cancelled `send` has queued nothing, never a part.
 
-    `send_nowait` and `publish` never wait. Up to `send_limit` they queue; beyond it `on_slow` decides. They only queue
-    and wake tasks, they never call the application, so a publisher cannot be re-entered by its subscribers.
+    `send_nowait` and `publish` never wait. Up to `send_limit` they queue; beyond it `on_slow` decides. They write, queue
+    and wake tasks, but they never call the application, so a publisher cannot be re-entered by its subscribers.
 
 Compression
     A message that is to be compressed with a context has to be compressed in the step in which it is written
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Offered", "Sending"]
 
-_ANSWERING = Phase.ANSWERING  # looked up for every message
+_OPEN, _ANSWERING = Phase.OPEN, Phase.ANSWERING  # looked up for every message
 
 
 class Offered(Enum):
@@ -195,6 +195,15 @@ class Sending(Ending):
         """Compress the message in `frame`, and queue it."""
         assert self._packer is not None
         self._write(self._packer.pack(frame))
+
+    def _write_published(self, frame: bytes) -> bool:
+        """Write a frame that goes to many; `False`, and nothing is done, where there is more to it than that."""
+        transport = self._transport
+        if self._phase is not _OPEN or transport.buffered or self._latest or self._packer is not None or self._dressed:
+            return False
+        transport.write_at_once(frame)
+        self.messages_sent += 1
+        return True
 
     def _offer(self, frame: bytes, room: str | None, later: bool = False) -> Offered:
         """Queue `frame`, which came through `room` or was sent directly, or do what `on_slow` says. Never waits.

@@ -8,6 +8,7 @@ the writer gives up control, so that ten answers to ten requests are one system 
 * the first write of a handler that has taken the last message of a batch (*eager*): most handlers answer with one
   message, and then there is nothing to wait for;
 * the connection's task, before it parks to wait for the next message;
+* whoever publishes, for what is published first in a scheduler pass (`write_at_once`);
 * the `TurnQueue`, one scheduler pass later, for everything else.
 
 The `TurnQueue` is one task for each server. It also gives a turn to transports that have more to read than one turn
@@ -78,6 +79,7 @@ class Transport(ABC):
         "_closing",
         "_out",
         "_patient",
+        "_shut",
         "_timer",
         "_timers",
         "_turns",
@@ -110,6 +112,7 @@ class Transport(ABC):
         self.more = False
         self._out: list[bytes | bytearray | memoryview] = []
         self.paused = False
+        self._shut = False  # since `close` or `abort`: takes nothing more
         self._closing: bool | None = None
         self._patient = False
         self._turns = turns
@@ -127,7 +130,7 @@ class Transport(ABC):
 
     def write(self, data: bytes | memoryview) -> None:
         """Collect `data`; it leaves when the caller gives up control. Ignored once the transport is closed."""
-        if self.closed or self._closing is not None:
+        if self._shut:
             return
         if len(self._out) < _PIECES or len(data) >= _SMALL:
             self._out.append(data)
@@ -142,6 +145,10 @@ class Transport(ABC):
         elif not self._waits_for_turn:
             self._waits_for_turn = True
             self._turns.add(self)
+
+    def write_at_once(self, data: bytes | memoryview) -> None:
+        """As `write`, for one message to many; where it can, the first one of a scheduler pass leaves right now."""
+        self.write(data)
 
     def _append_small(self, data: bytes | memoryview) -> None:
         last = self._out[-1]
@@ -183,8 +190,9 @@ class Transport(ABC):
             with unread bytes in the kernel makes it send a reset, which can destroy the last frames on their way.
           patient: leave it to the peer to end the stream first, and do not even end the sending direction before.
         """
-        if self.closed or self._closing is not None:
+        if self._shut:
             return
+        self._shut = True
         self._detach()
         self.paused = False
         self._closing = linger or patient
@@ -215,7 +223,7 @@ class Transport(ABC):
 
     def _forget(self) -> None:
         """What every `_release` does first."""
-        self.closed = True
+        self.closed = self._shut = True
         self._out.clear()
         self.buffered = 0
         if self._timer is not None:
@@ -304,11 +312,18 @@ class _Discard:
 
 
 class TurnQueue:
-    """The transports that want a turn in the next scheduler pass, and the task that gives it to them."""
+    """The transports that want a turn in the next scheduler pass, and the task that gives it to them.
 
-    __slots__ = ("_release", "_task", "_waiting")
+    Attributes:
+      passes: a number that is another one in the next scheduler pass, unless the queue is `parked`.
+      parked: nobody has asked for the next pass; see `count_pass`.
+    """
+
+    __slots__ = ("_release", "_task", "_waiting", "parked", "passes")
 
     def __init__(self) -> None:
+        self.passes: int = 0
+        self.parked = False
         self._waiting: list[Transport] = []
         self._task: trio.lowlevel.Task | None = None
         self._release: trio.Event | None = None
@@ -316,9 +331,13 @@ class TurnQueue:
     def add(self, transport: Transport) -> None:
         """Give `transport` a turn in the next pass."""
         self._waiting.append(transport)
-        task = self._task
+        if self.parked:
+            self.count_pass()
+
+    def count_pass(self) -> None:
+        """Have the task run in the next pass, with or without turns to give."""
+        task, self._task, self.parked = self._task, None, False
         if task is not None:
-            self._task = None
             trio.lowlevel.reschedule(task)
 
     def note_release(self) -> None:
@@ -336,10 +355,12 @@ class TurnQueue:
     async def run(self) -> None:
         """Give turns until cancelled."""
         while True:
+            self.passes += 1
             if self._waiting:
                 await trio.lowlevel.checkpoint()
             else:
                 self._task = trio.lowlevel.current_task()
+                self.parked = True
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
             batch, self._waiting = self._waiting, []
             for transport in batch:
@@ -347,4 +368,5 @@ class TurnQueue:
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None
+        self.parked = False
         return trio.lowlevel.Abort.SUCCEEDED
