@@ -47,17 +47,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Victim]:
 
 
 async def survive(server: Victim, fault: Fault, *, tolerance: int = TOLERANCE) -> None:
-    """Do `fault` twice: others are served in time, and the second time leaves nothing behind."""
+    """Do `fault` twice: others are served in time, and the second time leaves nothing behind.
+
+    What is left behind is left every time. An allocator that got in its own way is given another two chances.
+    """
     before = server.descriptors
     with canary(server.port), trio.fail_after(60):
         await fault(server)
         await server.wait_quiet(before + 1)
-        memory = server.memory
-        await fault(server)
-        await server.wait_quiet(before + 1)
-        grown = server.memory - memory
+        for _ in range(3):
+            memory = server.memory
+            await fault(server)
+            await server.wait_quiet(before + 1)
+            grown = server.memory - memory
+            show(f"{grown / KIB:.0f} KiB more memory")
+            if grown <= tolerance:
+                break
     await server.wait_quiet(before)
-    show(f"{grown / KIB:.0f} KiB more memory")
     assert grown <= tolerance, f"{grown / KIB:.0f} KiB are left behind"
     server.check()
 

@@ -151,7 +151,7 @@ async def test_a_receiver_that_does_not_get_through_in_one_turn() -> None:
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
-        transport = SocketTransport(near, Poller(timers), turns, timers, None, None)
+        transport = SocketTransport(near, Poller(turns, timers), turns, timers, None, None)
         transport.receiver = slow = Slow(transport, 4)
         transport.start()
         async with trio.open_nursery() as nursery:
@@ -164,6 +164,67 @@ async def test_a_receiver_that_does_not_get_through_in_one_turn() -> None:
             nursery.cancel_scope.cancel()
     assert slow.fed == [b"what came with the request", b"", b"", b""]
     assert near.fileno() == -1
+
+
+# Looking for more before the process sleeps
+
+
+class Waking(Slow):
+    """A receiver that wakes a task for each read, which is as it is with an async callback."""
+
+    def __init__(self, transport: SocketTransport) -> None:
+        super().__init__(transport, 0)
+        self.send, self.receive = trio.open_memory_channel[bytes](10)
+
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        self.send.send_nowait(data)
+
+
+@pytest.mark.parametrize("near_by", [True, False])
+async def test_looking_for_more_before_the_process_sleeps(near_by: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that reacts at once to each answer is heard without waiting; where none does, that is hardly tried."""
+    timers, turns = Timers(), TurnQueue()
+    poller = Poller(turns, timers)
+    polls = waits = 0
+    poll, wait_readable = Poller._poll, trio.lowlevel.wait_readable
+
+    def count_poll(self: Poller) -> int:
+        nonlocal polls
+        polls += 1
+        return poll(self)
+
+    async def count_wait(descriptor: int) -> None:
+        nonlocal waits
+        waits += 1
+        await wait_readable(descriptor)
+
+    monkeypatch.setattr(Poller, "_poll", count_poll)
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", count_wait)
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        transport = SocketTransport(near, poller, turns, timers, None, None)
+        transport.receiver = waking = Waking(transport)
+        transport.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turns.run)
+            nursery.start_soon(poller.run)
+            await trio.testing.wait_all_tasks_blocked()
+            far.send(b"x")
+            for _ in range(1000):
+                await waking.receive.receive()
+                if not near_by:
+                    await trio.testing.wait_all_tasks_blocked()
+                far.send(b"x")
+            transport.abort()
+            nursery.cancel_scope.cancel()
+    assert len(waking.fed) >= 1000
+    if near_by:
+        assert waits < 100
+    else:
+        assert waits > 900
+        assert polls < 3 * 1000
 
 
 # What is published
@@ -191,7 +252,7 @@ async def publishing(kind: socket.SocketKind) -> AsyncIterator[tuple[SocketTrans
     with near, far:
         near.setblocking(False)
         far.setblocking(False)
-        transport = SocketTransport(near, Poller(timers), turns, timers, None, None)
+        transport = SocketTransport(near, Poller(turns, timers), turns, timers, None, None)
         transport.receiver = quiet = Quiet(transport)
         transport.start()
         async with trio.open_nursery() as nursery:

@@ -63,13 +63,14 @@ from .masking import unmask
 
 __all__ = ["FrameReader"]
 
+_from_bytes = int.from_bytes  # looked up for every frame
 _DATA: Final = (TEXT, BINARY)
 _CONTROL: Final = (PING, PONG, CLOSE)
 _ZERO_KEY: Final = bytes(4)
 
-# An integer times one of these repeats a four-byte key often enough for a payload of that length, and the shift cuts
-# what is too much: cheaper, for short payloads, than repeating and slicing the key as bytes.
-_REPEAT: Final = tuple(sum(1 << 32 * word for word in range((size + 3) // 4)) for size in range(MAX_SHORT + 1))
+# A key, as an integer, times one of these repeats it for itself and a payload of that length, and the shift cuts what
+# is too much. So the XOR with key and payload in one integer takes the key away and the mask off.
+_REPEAT: Final = tuple(sum(1 << 32 * word for word in range((size + 7) // 4)) for size in range(MAX_SHORT + 1))
 _SURPLUS: Final = tuple(8 * (-size % 4) for size in range(MAX_SHORT + 1))
 
 
@@ -92,7 +93,9 @@ class FrameReader:
 
     __slots__ = (
         "_allow_unmasked",
+        "_at_rest",
         "_client",
+        "_head",
         "_inflater",
         "_mask_bit",
         "_masking",
@@ -131,6 +134,8 @@ class FrameReader:
         # `receive` itself takes short frames up to this size; they are masked where this side is the server.
         self._max_short = min(MAX_SHORT, self._max_payload)
         self._mask_bit = 0 if client else MASKED
+        self._head = 2 if client else 6
+        self._at_rest = inflater is None  # there is nothing under way that a frame could belong to or come behind
         self._owner: _Partial | _Referee | None = None
         self._referee: _Referee | None = None
         self._rest = b""  # bytes that were not parsed, from `_position` on
@@ -150,6 +155,24 @@ class FrameReader:
             message make none: `backlog`, not the number of events, says whether to call again. Fewer are looked at
             when compressed messages have become 64 KiB.
         """
+        if self._at_rest:
+            # All that a calm connection ever needs: one short data frame, masked or not as it must be, and no more.
+            length = len(data) - self._head
+            if 0 <= length <= self._max_short and data[1] - self._mask_bit == length:
+                first = data[0]
+                if self._mask_bit:
+                    masked = _from_bytes(data[2:])
+                    mask = (masked >> 8 * length) * _REPEAT[length] >> _SURPLUS[length]
+                    payload = (masked ^ mask).to_bytes(length)
+                else:
+                    payload = data[2:]
+                try:
+                    if first == TEXT:
+                        return [payload.decode()]
+                    if first == BINARY:
+                        return [payload]
+                except UnicodeDecodeError:
+                    pass  # the referee will say so
         events: list[Event] = []
         if self.finished:
             return events
@@ -167,19 +190,19 @@ class FrameReader:
         end = len(data)
         max_short = self._max_short
         mask_bit = self._mask_bit
-        head = 6 if mask_bit else 2
+        head = self._head
         plain = self._owner is None
-        from_bytes = int.from_bytes
         for _ in range(limit):
-            # The shortest way for the commonest frame: a short, complete data frame, masked or not as it must be.
+            # The same for one of many, and where something precedes it or follows.
             if plain and (start := position + head) <= end:
                 first = data[position]
                 length = data[position + 1] - mask_bit
                 stop = start + length
                 if 0 <= length <= max_short and stop <= end and first in _DATA:
                     if mask_bit:
-                        mask = from_bytes(data[position + 2 : start]) * _REPEAT[length] >> _SURPLUS[length]
-                        payload = (from_bytes(data[start:stop]) ^ mask).to_bytes(length)
+                        masked = _from_bytes(data[position + 2 : stop])
+                        mask = (masked >> 8 * length) * _REPEAT[length] >> _SURPLUS[length]
+                        payload = (masked ^ mask).to_bytes(length)
                     else:
                         payload = data[start:stop]
                     try:
@@ -203,6 +226,7 @@ class FrameReader:
             self.backlog = position < end
         if position < end or self._rest:
             self._keep(data, position)
+        self._at_rest = not (self._owner or self._rest or self.finished or self._inflater)
         return events
 
     def _keep(self, data: bytes, position: int) -> None:
@@ -322,6 +346,7 @@ class FrameReader:
     def finish(self) -> None:
         """Take nothing more, and let go of everything."""
         self.finished = True
+        self._at_rest = False
         self._rest = b""
         self._owner = self._referee = self._inflater = None
 

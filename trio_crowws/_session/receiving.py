@@ -103,13 +103,17 @@ class Receiving(Sending):
         if self._debug:
             self._log_received(events)
         for event in events:
-            if not isinstance(event, (str, bytes)):
+            if isinstance(event, str):
+                callback = self._callbacks.text
+            elif isinstance(event, bytes):
+                callback = self._callbacks.binary
+            else:
                 self._take_control(event)
                 inbox = self._inbox
                 continue
             self.messages_received += 1
             if self._idle and not inbox and self._callbacks.inline:
-                self._call_inline(event)
+                self._call_inline(callback, event)
                 inbox = self._inbox
             elif self._phase is _OPEN:
                 if inbox is None:
@@ -184,9 +188,8 @@ class Receiving(Sending):
             else:
                 self._conclude()
 
-    def _call_inline(self, message: str | bytes) -> None:
-        """Call the plain message callback right here, in the context of the connection's task."""
-        callback = self._callbacks.text if type(message) is str else self._callbacks.binary
+    def _call_inline(self, callback: Callback | None, message: str | bytes) -> None:
+        """Call a plain message callback right here, in the context of the connection's task."""
         if callback is None:
             self._no_callback(message)
             return
@@ -308,7 +311,7 @@ class Receiving(Sending):
 
         `False` when there is no need to park, because this very call has changed the phase.
         """
-        self._transport.flush()
+        self._transport.flush_to_park()
         if self._phase is not _OPEN:
             if self._phase is _ANSWERING:
                 self._conclude()

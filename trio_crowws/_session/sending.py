@@ -4,8 +4,8 @@ Two families
     `send` waits while more than `send_high_water` is queued, so a producer runs at the speed of its peer. It encodes
     and checks first, waits second and queues last, in one step: a cancelled `send` has queued nothing, never a part.
 
-    `send_nowait` and `publish` never wait. Up to `send_limit` they queue; beyond it `on_slow` decides. They write, queue
-    and wake tasks, but they never call the application, so a publisher cannot be re-entered by its subscribers.
+    `send_nowait` and `publish` never wait. Up to `send_limit` they queue; beyond it `on_slow` decides. They write and
+    wake tasks, but they never call the application, so a publisher cannot be re-entered by its subscribers.
 
 Compression
     A message that is to be compressed with a context has to be compressed in the step in which it is written
@@ -26,7 +26,7 @@ import trio
 
 from .._protocol.closing import Phase
 from .._protocol.compressing import check_compress, most
-from .._protocol.encoding import encode_message, encode_pong
+from .._protocol.encoding import encode_message, encode_pong, encode_text
 from ..errors import SlowConsumer
 from .ending import Ending
 
@@ -46,9 +46,6 @@ class Offered(Enum):
     SENT = auto()
     DROPPED = auto()
     CLOSED = auto()
-
-
-_SENT = Offered.SENT  # looked up for every message
 
 
 class Sending(Ending):
@@ -89,6 +86,7 @@ class Sending(Ending):
     def _compress_with(self, packer: Packer, agreed: str) -> None:
         """The peer has agreed on compression."""
         self._packer = packer
+        self._dressed = True
         self.compression = agreed
 
     async def send(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> None:
@@ -139,14 +137,19 @@ class Sending(Ending):
           ValueError: the text holds a lone surrogate; nothing was sent.
           ConnectionClosed: the connection is closing or closed.
         """
-        frame = encode_message(data)
+        frame = encode_text(data) if type(data) is str else encode_message(data)
         if compress is not None:
             check_compress(compress)
+        transport = self._transport
+        if self._phase is _OPEN and not (transport.buffered or self._latest or self._dressed):  # nearly always
+            transport.write(frame)
+            self.messages_sent += 1
+            return True
         if self._phase > _ANSWERING:
             raise self._closed_error()
         if self._packer is None:
-            return self._offer(frame, None) is _SENT
-        return self._offer_packed(frame, None, compress, {}) is _SENT
+            return self._offer(frame, None) is Offered.SENT
+        return self._offer_packed(frame, None, compress, {}) is Offered.SENT
 
     @property
     def buffered(self) -> int:
@@ -199,7 +202,7 @@ class Sending(Ending):
     def _write_published(self, frame: bytes) -> bool:
         """Write a frame that goes to many; `False`, and nothing is done, where there is more to it than that."""
         transport = self._transport
-        if self._phase is not _OPEN or transport.buffered or self._latest or self._packer is not None or self._dressed:
+        if self._phase is not _OPEN or transport.buffered or self._latest or self._dressed:
             return False
         transport.write_at_once(frame)
         self.messages_sent += 1
@@ -210,26 +213,22 @@ class Sending(Ending):
 
         With `later` it is compressed when it is written.
         """
-        if self._phase > _ANSWERING:
+        if self._phase > Phase.ANSWERING:
             return Offered.CLOSED
         transport = self._transport
-        if not (transport.buffered or later or self._latest):  # the commonest case by far
-            transport.write(self._dress(frame) if self._dressed else frame)
-            self.messages_sent += 1
-            return _SENT
         if self._latest is not None and room in self._latest:
             return self._keep_latest(self._latest, frame, room, later)
         # What is queued and what is new decide together. On an empty queue even an oversize message may go.
         size = most(len(frame)) if later else len(frame)
         if transport.buffered and transport.buffered + size > self._options.send_limit:
             transport.flush()
-            if self._phase > _ANSWERING:
+            if self._phase > Phase.ANSWERING:
                 return Offered.CLOSED
             if transport.buffered and transport.buffered + size > self._options.send_limit:
                 return self._overflow(frame, room, later)
         self._write_now(frame, later)
         self.messages_sent += 1
-        return _SENT
+        return Offered.SENT
 
     def _offer_packed(
         self, frame: bytes, room: str | None, compress: bool | None, packed: dict[Compressor, bytes]

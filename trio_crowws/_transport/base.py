@@ -7,7 +7,8 @@ the writer gives up control, so that ten answers to ten requests are one system 
 * whoever feeds, after `feed` has returned (the transport is *corked* meanwhile);
 * the first write of a handler that has taken the last message of a batch (*eager*): most handlers answer with one
   message, and then there is nothing to wait for;
-* the connection's task, before it parks to wait for the next message;
+* the connection's task, before it parks to wait for the next message; but neither of these two when many connections
+  have got something at the same time (*crowded*);
 * whoever publishes, for what is published first in a scheduler pass (`write_at_once`);
 * the `TurnQueue`, one scheduler pass later, for everything else.
 
@@ -71,7 +72,7 @@ class Transport(ABC):
       bytes_sent: bytes that the operating system has taken so far.
       paused: whether reading is stopped.
       corked: set while `receiver.feed` runs; `write` then leaves the flushing to the feeder.
-      eager: set when a handler takes the last message of a batch; the next `write` then leaves at once.
+      eager: set when a handler takes the last message of a batch; the next `write` then leaves at once, if not crowded.
       more: set by a receiver that stopped before it had worked through what it was fed.
     """
 
@@ -141,8 +142,10 @@ class Transport(ABC):
             return
         if self.eager:
             self.eager = False
-            self.flush()
-        elif not self._waits_for_turn:
+            if not self._turns.crowded:
+                self.flush()
+                return
+        if not self._waits_for_turn:
             self._waits_for_turn = True
             self._turns.add(self)
 
@@ -172,6 +175,11 @@ class Transport(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Offer what was collected to the operating system, now."""
+
+    def flush_to_park(self) -> None:
+        """Flush for a task that is about to wait for the next message, unless a turn comes for a whole crowd."""
+        if self._out and not (self._waits_for_turn and self._turns.crowded):
+            self.flush()
 
     def pause(self) -> None:
         """Stop reading. What the peer sends stays in the kernel, and the peer notices."""
@@ -315,13 +323,16 @@ class TurnQueue:
     """The transports that want a turn in the next scheduler pass, and the task that gives it to them.
 
     Attributes:
+      crowded: many connections have got something to work on just now. Their answers are collected for one turn: a
+        system call after each task would leave little of the interpreter in the processor's caches for the next one.
       passes: a number that is another one in the next scheduler pass, unless the queue is `parked`.
       parked: nobody has asked for the next pass; see `count_pass`.
     """
 
-    __slots__ = ("_release", "_task", "_waiting", "parked", "passes")
+    __slots__ = ("_release", "_task", "_waiting", "crowded", "parked", "passes")
 
     def __init__(self) -> None:
+        self.crowded = False
         self.passes: int = 0
         self.parked = False
         self._waiting: list[Transport] = []

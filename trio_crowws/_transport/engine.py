@@ -39,7 +39,7 @@ class Engine:
     def __init__(self, *, use_epoll: bool = True, shielded: bool = True) -> None:
         self.timers = Timers()
         self.turns = TurnQueue()
-        self._poller = Poller(self.timers) if use_epoll and hasattr(select, "epoll") else None
+        self._poller = Poller(self.turns, self.timers) if use_epoll and hasattr(select, "epoll") else None
         self._streams: set[StreamTransport] = set()
         self._nursery: trio.Nursery | None = None
         self._running = trio.Event()
