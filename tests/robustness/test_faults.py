@@ -52,6 +52,7 @@ async def survive(server: Victim, fault: Fault, *, tolerance: int = TOLERANCE) -
     What is left behind is left every time. An allocator that got in its own way is given another two chances.
     """
     before = server.descriptors
+    grown = 0
     with canary(server.port), trio.fail_after(60):
         await fault(server)
         await server.wait_quiet(before + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -245,7 +245,7 @@ class Quiet(Slow):
 
 
 @asynccontextmanager
-async def publishing(kind: socket.SocketKind) -> AsyncIterator[tuple[SocketTransport, Quiet, socket.socket]]:
+async def publishing(kind: socket.SocketKind) -> AsyncGenerator[tuple[SocketTransport, Quiet, socket.socket]]:
     """A transport, its receiver, and the peer's socket."""
     timers, turns = Timers(), TurnQueue()
     near, far = socket.socketpair(type=kind)
