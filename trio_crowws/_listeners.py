@@ -9,6 +9,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from .errors import CrowWSError
 
 if TYPE_CHECKING:
     from ._transport.base import Address
+    from ._transport.engine import Engine
 
 __all__ = ["ListeningSocket", "format_address", "open_tcp", "open_unix"]
 
@@ -40,6 +42,7 @@ class ListeningSocket:
         sock.setblocking(False)
         self._sock = sock
         self._path = path
+        self._exhausted = False
         self._inode = Path(path).stat().st_ino if path is not None else None
         name = sock.getsockname()
         self.address: tuple[str, int] | str = name[:2] if isinstance(name, tuple) else os.fsdecode(name)
@@ -52,28 +55,26 @@ class ListeningSocket:
         return self.address if isinstance(self.address, str) else format_address(self.address)
 
     @trio.lowlevel.enable_ki_protection
-    async def accept_forever(self, take: Callable[[socket.socket, Address, Address], None]) -> None:
+    async def accept_forever(self, engine: Engine, take: Callable[[socket.socket, Address, Address], None]) -> None:
         """Call `take(sock, local, remote)` for every peer, until cancelled; then the socket is closed."""
-        exhausted = False
         try:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # closed before the first wait: there is no descriptor
-                await trio.lowlevel.wait_readable(self._sock)
-                error = self._accept_some(take)
-                if error is not None:
-                    if not exhausted:  # it may last for hours, and ten lines a second would fill the disk as well
-                        logger.error("cannot accept on %s: %s; trying again", self, error.strerror)
-                    await trio.sleep(EXHAUSTED_PAUSE)
-                exhausted = error is not None
+                error = await engine.watch(self._sock, partial(self._accept_some, take))
+                if not self._exhausted:  # it may last for hours, and ten lines a second would fill the disk as well
+                    logger.error("cannot accept on %s: %s; trying again", self, error.strerror)
+                self._exhausted = True
+                await trio.sleep(EXHAUSTED_PAUSE)
         finally:
             self.close()
 
     def _accept_some(self, take: Callable[[socket.socket, Address, Address], None]) -> OSError | None:
+        """Accept those who wait; return what makes it pointless to go on right now."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, remote = self._sock.accept()
             except (BlockingIOError, InterruptedError):
-                return None
+                break
             except OSError as error:
                 if error.errno in EXHAUSTED:
                     return error
@@ -86,6 +87,7 @@ class ListeningSocket:
             except OSError as error:  # it costs this one peer, and not the loop
                 sock.close()
                 return error
+        self._exhausted = False
         return None
 
     def close(self) -> None:

@@ -290,7 +290,7 @@ class Server:
         with self._accepting:
             async with trio.open_nursery() as nursery:
                 for sock in listening:
-                    nursery.start_soon(sock.accept_forever, self._begin_socket)
+                    nursery.start_soon(sock.accept_forever, self._engine, self._begin_socket)
                 for listener in others:
                     nursery.start_soon(self._accept_streams, listener)
 

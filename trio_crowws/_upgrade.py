@@ -37,6 +37,9 @@ __all__ = ["SHUTTING_DOWN", "Decider", "Undecided", "Upgrade", "internal_error",
 
 logger = logging.getLogger("trio_crowws")
 
+_PLAINLY = Accept()
+"""Accepted, and nothing said beyond that."""
+
 SHUTTING_DOWN = HandshakeError(503, "the server is shutting down", [("Retry-After", "1")])
 
 
@@ -86,7 +89,7 @@ class Decider:
         """
         if opening.answered:  # the server began to shut down before this task had its first turn
             raise Undecided(SHUTTING_DOWN)
-        outcome: Accept | Reject = Accept()
+        outcome: Accept | Reject = _PLAINLY
         for callback in self._site._middlewares:
             outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
             if isinstance(outcome, Reject):
@@ -125,7 +128,7 @@ class Decider:
 
 def _interpret(outcome: object, *, may_accept: bool) -> Accept | Reject:
     if outcome is None or outcome is True:
-        return Accept()
+        return _PLAINLY
     if outcome is False:
         return Reject(403, "forbidden\n")
     if isinstance(outcome, Reject) or (may_accept and isinstance(outcome, Accept)):
@@ -169,7 +172,8 @@ def open_connection(
     options = route.options
     subprotocol = accepted.subprotocol
     if subprotocol is None:
-        subprotocol = choose_subprotocol(options.subprotocols, request.subprotocols)
+        if options.subprotocols:
+            subprotocol = choose_subprotocol(options.subprotocols, request.subprotocols)
     elif subprotocol not in request.subprotocols:
         logger.error("on_accept of %s chose the subprotocol %r, which was not offered", route.path, subprotocol)
         raise Undecided(internal_error())

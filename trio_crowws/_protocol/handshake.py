@@ -209,9 +209,9 @@ def _parse_head(head: bytes) -> Request:
         # What h11 says goes on with what the peer sent, which may be long, or a secret.
         raise HandshakeError(400, "malformed request: " + str(error).partition(":")[0][:60]) from error
     assert isinstance(event, h11.Request)
-    headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers])
+    lines = b"\n".join([b"%b: %b" % line for line in event.headers])
     # h11 has checked the target and the method: both are ASCII.
-    request = Request(event.method.decode("ascii"), event.target.decode("ascii"), headers)
+    request = Request(event.method.decode("ascii"), event.target.decode("ascii"), Headers.of_lines(lines), lines=lines)
     _check_request(request)
     return request
 
@@ -220,7 +220,8 @@ def _check_request(request: Request) -> None:
     """Refuse what h11 lets pass, but no server should (RFC 9112), and what has no place before an upgrade."""
     if not (request.target.startswith("/") or _ABSOLUTE.match(request.target)) or "#" in request.target:
         raise HandshakeError(400, "the request target is neither a path nor a URI of this server")
-    if not _HOST.fullmatch(request.host) or not _HOST.fullmatch(request.headers["host"]):
+    host = request.headers["host"]
+    if not _HOST.fullmatch(host) or (request.host != host and not _HOST.fullmatch(request.host)):
         raise HandshakeError(400, "the Host header is malformed")
     if "transfer-encoding" in request.headers or request.headers.get("content-length", "0").strip("0"):
         raise HandshakeError(400, "a request with a body is not accepted")
@@ -249,9 +250,9 @@ def check_upgrade(request: Request) -> str:
     if not _has_token(request, "connection", "upgrade"):
         raise HandshakeError(400, "the Connection header does not say Upgrade")
     versions = headers.get_all("sec-websocket-version")
-    if any(version != "13" for version in versions):
-        raise HandshakeError(426, "only version 13 of the WebSocket protocol is supported", _UPGRADE_REQUIRED)
-    if len(versions) != 1:
+    if versions != ("13",):
+        if any(version != "13" for version in versions):
+            raise HandshakeError(426, "only version 13 of the WebSocket protocol is supported", _UPGRADE_REQUIRED)
         raise HandshakeError(400, "there must be one Sec-WebSocket-Version header", _UPGRADE_REQUIRED[1:])
     keys = headers.get_all("sec-websocket-key")
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
@@ -261,6 +262,9 @@ def check_upgrade(request: Request) -> str:
 
 
 def _has_token(request: Request, header: str, token: str) -> bool:
+    value = request.headers.get(header)
+    if value is None or value.lower() == token:
+        return value is not None
     return any(element.lower() == token for element in split_list(request.headers.get_all(header)))
 
 
@@ -270,6 +274,8 @@ def offered_subprotocols(request: Request) -> tuple[str, ...]:
     Raises:
       HandshakeError: 400; one of them is not a token (RFC 6455 section 4.1, item 10).
     """
+    if "sec-websocket-protocol" not in request.headers:
+        return ()
     offered = request.subprotocols
     if not all(map(_TOKEN.fullmatch, offered)):
         raise HandshakeError(400, "the Sec-WebSocket-Protocol header is malformed")

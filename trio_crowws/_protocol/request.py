@@ -7,8 +7,7 @@ the meaning of those beyond ASCII). Path and query are UTF-8 in percent-encoding
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, final, overload
 from urllib.parse import parse_qsl, unquote
 
@@ -24,16 +23,14 @@ class _MultiMapping(Mapping[str, str]):
 
     __slots__ = ("_values",)
 
-    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+    _key: Callable[[str], str]
+    """What two names have in common that mean the same."""
+
+    def __init__(self, pairs: Iterable[Sequence[str]] = ()) -> None:
         values: dict[str, list[str]] = {}
         for name, value in pairs:
             values.setdefault(self._key(name), []).append(value)
         self._values = values
-
-    @staticmethod
-    @abstractmethod
-    def _key(name: str) -> str:
-        """What two names have in common that mean the same."""
 
     def __getitem__(self, name: str) -> str:
         return self._values[self._key(name)][0]
@@ -77,9 +74,12 @@ class Headers(_MultiMapping):
 
     __slots__ = ()
 
-    @staticmethod
-    def _key(name: str) -> str:
-        return name.lower()
+    @classmethod
+    def of_lines(cls, lines: bytes) -> Headers:
+        """What `name: value` means in each of several lines, with a line feed between them."""
+        return cls([line.split(": ", 1) for line in lines.decode("latin-1").split("\n")])
+
+    _key = staticmethod(str.lower)
 
 
 @final
@@ -88,9 +88,7 @@ class Query(_MultiMapping):
 
     __slots__ = ()
 
-    @staticmethod
-    def _key(name: str) -> str:
-        return name
+    _key = staticmethod(str)
 
 
 @final
@@ -112,8 +110,8 @@ class Request:
 
     __slots__ = (
         "_cookies",
-        "_head",
         "_headers",
+        "_lines",
         "_query",
         "_state",
         "host",
@@ -134,6 +132,7 @@ class Request:
         target: str,
         headers: Headers,
         *,
+        lines: bytes = b"",
         remote_address: Address = None,
         local_address: Address = None,
         secure: bool = False,
@@ -141,7 +140,7 @@ class Request:
         self.method = method
         self.target = target
         self._headers: Headers | None = headers
-        self._head = b""
+        self._lines = lines  # the headers in one piece, where somebody had them
         self.remote_address = remote_address
         self.local_address = local_address
         self.secure = secure
@@ -161,8 +160,7 @@ class Request:
     def headers(self) -> Headers:
         """The header lines."""
         if self._headers is None:
-            pairs = (line.split(": ", 1) for line in self._head.decode("latin-1").split("\n"))
-            self._headers = Headers((name, value) for name, value in pairs)
+            self._headers = Headers.of_lines(self._lines)
         return self._headers
 
     @property
@@ -174,8 +172,9 @@ class Request:
 
     def compact(self) -> None:
         """Keep the headers in one piece until somebody asks for them again: most connections never do."""
-        lines = (f"{name}: {value}" for name in self.headers for value in self.headers.get_all(name))
-        self._head = "\n".join(lines).encode("latin-1")
+        if not self._lines:
+            lines = (f"{name}: {value}" for name in self.headers for value in self.headers.get_all(name))
+            self._lines = "\n".join(lines).encode("latin-1")
         self._headers = None
         self._cookies = None
         self._query = None

@@ -275,7 +275,7 @@ class Ending:
             self._closed.set()
         self._wake_all()
         # A handler that still runs has this long to notice; its scope is the one that the connection's task entered.
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._handler_grace)
+        self._scope.deadline = min(self._scope.deadline, self._timers.tick() + self._handler_grace)
 
     def _describe(self, *, clean: bool) -> CloseInfo:
         if self._received is not None:

@@ -131,7 +131,8 @@ def _handler_raised(conn: Connection, error: BaseException) -> BaseException | N
 
 async def _end(conn: Connection, listed: Listed | None, pending: BaseException | None) -> None:
     """The four steps after the handler; the last two only for a connection that was opened, and so is listed."""
-    pending = await _close(conn, pending)
+    if conn.close_info is None:
+        pending = await _close(conn, pending)
     await conn._end_children()
     try:
         if listed is not None:
@@ -161,7 +162,7 @@ async def _say_goodbye(conn: Connection, listed: Listed) -> None:
     info = conn.close_info
     assert info is not None
     callbacks = conn._callbacks
-    deadline = trio.current_time() + conn.options.callback_timeout
+    deadline = conn._timers.tick() + conn.options.callback_timeout
     try:
         if info.error is not None and callbacks.error is not None:
             await _call_last(conn, "on_error", callbacks.error, info.error, deadline)
@@ -191,9 +192,10 @@ async def _call_unprotected(callback: Callback, *arguments: object) -> None:
 
 def log_start(conn: Connection) -> None:
     """Say that a connection is open."""
-    logger.info(
-        "[%s] open: %s %s subprotocol=%s", conn.id, conn.remote_address, ascii(conn.request.path), conn.subprotocol
-    )
+    if logger.isEnabledFor(logging.INFO):
+        logger.info(
+            "[%s] open: %s %s subprotocol=%s", conn.id, conn.remote_address, ascii(conn.request.path), conn.subprotocol
+        )
 
 
 def _log_end(conn: Connection) -> None:

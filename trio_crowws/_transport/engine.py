@@ -6,6 +6,7 @@ import math
 import select
 import socket
 import ssl
+from collections.abc import Callable
 
 import trio
 
@@ -125,6 +126,19 @@ class Engine:
         finally:
             self._streams.discard(transport)
             self.turns.note_release()
+
+    async def watch(self, sock: socket.socket, serve: Callable[[], OSError | None]) -> OSError:
+        """Call `serve()` whenever a listening socket is readable, until that returns an error, and return the error.
+
+        Cancellation: ends the watching at once.
+        """
+        if self._poller is not None:
+            return await self._poller.watch(sock.fileno(), serve)
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            error = serve()
+            if error is not None:
+                return error
 
     async def wait_released(self, transport: Transport, deadline: float) -> None:
         """Wait until a transport of this engine has let go of its socket or stream; abort it at `deadline`.

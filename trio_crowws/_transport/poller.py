@@ -18,6 +18,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+from collections.abc import Callable
 
 import trio
 
@@ -246,6 +247,7 @@ class Poller:
         self._turns = turns
         self._timers = timers
         self._by_fd: dict[int, SocketTransport] = {}
+        self._listening: dict[int, Callable[[], None]] = {}
         self._in_vain = 0
         self._passed_over = 0
 
@@ -270,6 +272,36 @@ class Poller:
         """Forget `fd`, which is about to be closed."""
         if self._by_fd.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
+
+    async def watch(self, fd: int, serve: Callable[[], OSError | None]) -> OSError:
+        """Call `serve()` in each round in which `fd` is readable, until that returns an error, and return the error.
+
+        Cancellation: ends the watching at once, before `cancel` returns, so `fd` may be closed then.
+        """
+        task = trio.lowlevel.current_task()
+        error: OSError | None = None
+
+        def serve_once() -> None:
+            nonlocal error
+            error = serve()
+            if error is not None:
+                stop()
+                trio.lowlevel.reschedule(task)
+
+        def stop() -> None:
+            del self._listening[fd]
+            if not self._epoll.closed:
+                self._epoll.unregister(fd)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            stop()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._epoll.register(fd, select.EPOLLIN)  # not edge-triggered: `serve` may leave something for the next round
+        self._listening[fd] = serve_once
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        assert error is not None
+        return error
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -333,7 +365,9 @@ class Poller:
         batch: list[tuple[SocketTransport, bytes]] = []
         for fd, mask in events:
             transport = by_fd.get(fd)
-            if transport is None:  # closed by an earlier event of this round
+            if transport is None:  # a listening socket, or one that was closed by an earlier event of this round
+                if fd in self._listening:
+                    self._listening[fd]()
                 continue
             if mask == _IN:
                 data = transport.read()
