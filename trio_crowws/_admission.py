@@ -15,11 +15,11 @@ import trio
 
 from ._protocol.handshake import RequestReader, check_upgrade, is_upgrade
 from ._protocol.origin import check_origin
-from ._session.accepting import Reject
+from ._session.accepting import Accept, Reject
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.lifecycle import live
 from ._session.opening import Opening
-from ._upgrade import SHUTTING_DOWN, Decider, Undecided, Upgrade, internal_error, open_connection, produce
+from ._upgrade import PLAINLY, SHUTTING_DOWN, Decider, Undecided, Upgrade, internal_error, open_connection, produce
 from .errors import HandshakeError
 
 if TYPE_CHECKING:
@@ -140,7 +140,10 @@ class Admission:
         nursery = self.nurseries.get(route)
         if nursery is None or nursery.cancel_scope.cancel_called:
             raise HandshakeError(503, "this route is not being served", _RETRY)
-        self._start(nursery, self._run_connection, Upgrade(opening, request, route, callbacks, accept, nursery))
+        upgrade = Upgrade(opening, request, route, callbacks, accept, nursery)
+        # Where nobody is to be asked, the peer does not have to wait until the task has its first turn.
+        conn = self._open(upgrade, PLAINLY) if self._decider.agrees(callbacks.accept) else None
+        self._start(nursery, self._run_connection, upgrade, conn)
         self._site._occupied += 1
 
     def _start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -150,6 +153,12 @@ class Admission:
     def _task_ended(self) -> None:
         self.tasks -= 1
         self._check_quiet()
+
+    def _open(self, upgrade: Upgrade, accepted: Accept) -> Connection:
+        connection_id = f"c{next(_connection_numbers)}"
+        return open_connection(
+            connection_id, upgrade, accepted, self._engine.timers, self._site._registry, self._site._packers
+        )
 
     # The tasks
 
@@ -168,10 +177,11 @@ class Admission:
         finally:
             self._task_ended()
 
-    async def _run_connection(self, upgrade: Upgrade) -> None:
-        """The task of one connection."""
+    async def _run_connection(self, upgrade: Upgrade, conn: Connection | None) -> None:
+        """The task of one connection, which is open already if nobody had to be asked."""
         try:
-            conn = await self._accept(upgrade)
+            if conn is None:
+                conn = await self._accept(upgrade)
             if conn is not None:
                 listed = Membership(self, self._site, upgrade.route, conn)
                 life = live(conn, upgrade.opening.deadline, upgrade.opening.early_data, listed)
@@ -188,10 +198,7 @@ class Admission:
             if opening.answered:  # the peer has gone meanwhile, and nothing more would be heard of its transport
                 return None
             if not isinstance(outcome, Reject):
-                connection_id = f"c{next(_connection_numbers)}"
-                return open_connection(
-                    connection_id, upgrade, outcome, self._engine.timers, self._site._registry, self._site._packers
-                )
+                return self._open(upgrade, outcome)
             opening.respond(outcome)
             logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
         except Undecided as undecided:

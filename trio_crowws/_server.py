@@ -154,7 +154,7 @@ class Server:
         for conn in list(self._admission.connections):
             conn.abort()
         for transport in self._engine.transports:
-            transport.abort()
+            transport.break_down(None)
         assert self._admission.nursery is not None  # there was one before anybody was given the server
         self._admission.nursery.cancel_scope.cancel()
 

@@ -33,11 +33,20 @@ if TYPE_CHECKING:
     from ._site import Site
     from ._transport.timers import Timers
 
-__all__ = ["SHUTTING_DOWN", "Decider", "Undecided", "Upgrade", "internal_error", "open_connection", "produce"]
+__all__ = [
+    "PLAINLY",
+    "SHUTTING_DOWN",
+    "Decider",
+    "Undecided",
+    "Upgrade",
+    "internal_error",
+    "open_connection",
+    "produce",
+]
 
 logger = logging.getLogger("trio_crowws")
 
-_PLAINLY = Accept()
+PLAINLY = Accept()
 """Accepted, and nothing said beyond that."""
 
 SHUTTING_DOWN = HandshakeError(503, "the server is shutting down", [("Retry-After", "1")])
@@ -81,6 +90,10 @@ class Decider:
             scope.cancel()
         return scope is not None
 
+    def agrees(self, accept: Callback | None) -> bool:
+        """Whether there is nobody to ask about a request, neither a middleware nor `accept`."""
+        return accept is None and not self._site._middlewares
+
     async def decide(self, opening: Opening, request: Request, accept: Callback | None) -> Accept | Reject:
         """Ask the middlewares, then `accept`.
 
@@ -89,7 +102,7 @@ class Decider:
         """
         if opening.answered:  # the server began to shut down before this task had its first turn
             raise Undecided(SHUTTING_DOWN)
-        outcome: Accept | Reject = _PLAINLY
+        outcome: Accept | Reject = PLAINLY
         for callback in self._site._middlewares:
             outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
             if isinstance(outcome, Reject):
@@ -128,7 +141,7 @@ class Decider:
 
 def _interpret(outcome: object, *, may_accept: bool) -> Accept | Reject:
     if outcome is None or outcome is True:
-        return _PLAINLY
+        return PLAINLY
     if outcome is False:
         return Reject(403, "forbidden\n")
     if isinstance(outcome, Reject) or (may_accept and isinstance(outcome, Accept)):
