@@ -9,6 +9,7 @@ Three ways, because none of them is the fastest everywhere; all give the same by
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -113,9 +114,14 @@ def by_integer(data: bytes, key: bytes) -> bytes:
     return (int.from_bytes(data) ^ mask).to_bytes(size)
 
 
+@lru_cache(maxsize=16)  # a large frame comes in many parts, with one key or two of its rotations
+def _mask_of_piece(key: bytes) -> int:
+    return int.from_bytes(key) * _REPEAT_PIECE
+
+
 def by_pieces(data: bytes, key: bytes) -> bytes:
     """`unmask` for any size, without numpy."""
-    mask = int.from_bytes(key) * _REPEAT_PIECE
+    mask = _mask_of_piece(key)
     pieces: list[bytes] = []
     for start in range(0, len(data), _PIECE):
         piece = data[start : start + _PIECE]
