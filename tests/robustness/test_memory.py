@@ -96,9 +96,11 @@ class Lab:
                 await stream.send_all(request or write_head(UPGRADE.items()))
                 assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 101")
                 if number == 0:
+                    await trio.testing.wait_all_tasks_blocked(0.02)  # the 101 may come before the task has begun
                     self.base = used()
                 streams.append(stream)
             await until(lambda: len(self.conns) == count)
+            await trio.testing.wait_all_tasks_blocked(0.02)
             yield streams[1:]
             for conn in self.conns:
                 conn.abort()

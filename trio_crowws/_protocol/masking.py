@@ -114,7 +114,7 @@ def by_integer(data: bytes, key: bytes) -> bytes:
     return (int.from_bytes(data) ^ mask).to_bytes(size)
 
 
-@lru_cache(maxsize=16)  # a large frame comes in many parts, with one key or two of its rotations
+@lru_cache(maxsize=4)  # a large frame comes in many parts, with two rotations of its key; 18 KiB each
 def _mask_of_piece(key: bytes) -> int:
     return int.from_bytes(key) * _REPEAT_PIECE
 
