@@ -99,6 +99,11 @@ class Admission:
             if is_upgrade(request):
                 self._site._tally.refused += 1
             opening.refuse(error)
+        except BaseException as error:
+            # SystemExit and its like end the program, but by way of a task: whoever reads has to live on.
+            opening.refuse(SHUTTING_DOWN)
+            assert self.nursery is not None
+            self.nursery.start_soon(_raise, error)
 
     def _dispatch(self, opening: Opening, request: Request) -> None:
         if self.closing:
@@ -133,16 +138,18 @@ class Admission:
         try:
             check_origin(route.options.origins, request)
             callbacks = route.callbacks()
+            nursery = self.nurseries.get(route)
+            if opening.answered:  # the application's own function or constructor has aborted the server
+                return
+            if nursery is None or nursery.cancel_scope.cancel_called:
+                raise HandshakeError(503, "this route is not being served", _RETRY)
+            upgrade = Upgrade(opening, request, route, callbacks, accept, nursery)
+            # Where nobody is to be asked, the peer does not have to wait until the task has its first turn.
+            conn = self._open(upgrade, PLAINLY) if self._decider.agrees(callbacks.accept) else None
         except HandshakeError:
             raise
-        except Exception as error:  # the application's own function or constructor
+        except Exception as error:
             raise _internal_error(request, error) from error
-        nursery = self.nurseries.get(route)
-        if nursery is None or nursery.cancel_scope.cancel_called:
-            raise HandshakeError(503, "this route is not being served", _RETRY)
-        upgrade = Upgrade(opening, request, route, callbacks, accept, nursery)
-        # Where nobody is to be asked, the peer does not have to wait until the task has its first turn.
-        conn = self._open(upgrade, PLAINLY) if self._decider.agrees(callbacks.accept) else None
         self._start(nursery, self._run_connection, upgrade, conn)
         self._site._occupied += 1
 
@@ -236,6 +243,10 @@ class Membership:
         """The connection has ended: out of all rooms and lists."""
         self._admission.connections.discard(self._conn)
         self._site._leave(self._conn, self._route)
+
+
+async def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _internal_error(request: Request, error: Exception) -> HandshakeError:

@@ -2,8 +2,8 @@
 
 Everything here is synchronous, so nothing can happen between looking at the members and sending to them: no copy, no
 lock. A frame is encoded once, compressed once for each setting that members have agreed on (where no context is kept;
-see `_protocol/compressing.py`), and shared by reference. Publishing queues, and what is published first in a scheduler
-pass leaves at once; it never waits and never calls the application.
+see `_protocol/compressing.py`), and shared by reference. Publishing writes or queues; it never waits and never calls
+the application.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
+
+import trio
 
 from ._protocol.compressing import check_compress
 from ._protocol.encoding import encode_message
@@ -38,6 +40,7 @@ class PublishResult:
     closed: int
 
 
+@trio.lowlevel.enable_ki_protection
 def deliver(
     members: Iterable[Connection],
     data: str | bytes | bytearray | memoryview,

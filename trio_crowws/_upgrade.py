@@ -209,7 +209,7 @@ def open_connection(
     conn.userdata = accepted.userdata
     opening.hand_over()
     opening.transport.receiver = conn
-    opening.transport.eager = True  # nothing will follow that could go along with it
+    opening.transport.eager = not opening.transport.corked  # nothing will follow that could go along with it
     opening.transport.write(answer)
     return conn
 

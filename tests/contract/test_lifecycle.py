@@ -92,7 +92,7 @@ async def test_callbacks_run_in_order(kind: Kind) -> None:
 async def test_callbacks_run_in_order_in_every_style(style: Style) -> None:
     """The order is the same in every style of handler, with async and with plain callbacks."""
     app = App()
-    recorder = Recorder(app, style=style)
+    recorder = Recorder(app, style=style, hooks={"accept": lambda request: None})
     async with serving(app) as site, site.connect() as peer:
         for number in range(20):
             await peer.send(str(number))

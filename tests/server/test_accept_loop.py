@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from support.rawclient import assert_serves, echo_app, open_raw, plain, serving, until
-from trio_crowws import App
+from support.rawclient import Frame, assert_serves, echo_app, open_raw, plain, reset, serving, until, upgrade
+from support.servers import Recorder
+from trio_crowws import App, Connection, Handler
+from trio_crowws._admission import Admission
 from trio_crowws._listeners import ACCEPTS_PER_TURN
 from trio_crowws.errors import CrowWSError
 
@@ -131,3 +136,174 @@ async def test_an_abort_with_a_silent_peer() -> None:
             await silent.read_to_end()
             await server.wait_closed()
         assert server._engine.transports == []
+
+
+# Between the 101 and the first step of the connection's task
+
+
+def between(monkeypatch: pytest.MonkeyPatch, action: Callable[[Admission], None]) -> None:
+    """Have `action` done when a connection is open and its task has not begun."""
+    start = Admission._start
+
+    def start_and_act(self: Admission, nursery: trio.Nursery, function: Any, *args: object) -> None:
+        start(self, nursery, function, *args)
+        action(self)
+
+    monkeypatch.setattr(Admission, "_start", start_and_act)
+
+
+async def test_an_abort_before_the_task_of_a_connection_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Server.abort` at that moment waits for nobody, and leaves nothing behind."""
+    app = App()
+    recorder = Recorder(app, style="sync")
+    async with serving(app) as server:
+        between(monkeypatch, lambda admission: server.abort())
+        async with open_raw(server) as client:
+            with trio.fail_after(0.5), suppress(trio.BrokenResourceError):
+                await client.send(upgrade("/"))
+                await client.read_to_end()
+            with trio.fail_after(0.5):
+                await server.wait_closed()
+        assert server._engine.transports == []
+    recorder.check()
+    assert app.connections == frozenset()
+
+
+async def test_a_route_that_is_cancelled_before_the_task_of_a_connection_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection is told with 1001, as the others of its route, and gives its place free."""
+    app = App(max_connections=1)
+    recorder = Recorder(app, style="sync")
+    async with serving(app) as server:
+        between(monkeypatch, lambda admission: server.route_scope(recorder.route).cancel())
+        async with open_raw(server) as client:
+            await client.upgrade("/")
+            assert await client.read_frame() == Frame(8, b"\x03\xe9")
+            await client.send_frame(8, b"\x03\xe9")
+            await recorder.wait("close")
+        assert recorder.info.code == 1001
+        assert app._occupied == 0
+    recorder.check()
+
+
+async def test_a_peer_that_resets_before_the_task_of_its_connection_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is never opened, and the server serves on."""
+    app = echo_app(max_connections=1)
+    recorder = Recorder(app, "/recorded", style="sync")
+    async with serving(app) as server:
+        async with open_raw(server) as client:
+            between(monkeypatch, lambda admission: reset(client))
+            with suppress(trio.ClosedResourceError):
+                await client.send(upgrade("/recorded"))
+            await until(lambda: server._engine.transports == [] and app._occupied == 0)
+        monkeypatch.undo()
+        assert recorder.names == []
+        await assert_serves(server)
+
+
+async def test_a_handler_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SystemExit from the constructor of a handler ends the server with it; the others are told with 1001."""
+    app = App()
+    recorder = Recorder(app, "/recorded", style="sync")
+
+    @app.websocket("/fatal")
+    class Fatal(Handler):
+        def __init__(self) -> None:
+            raise SystemExit(3)
+
+        def on_message(self, conn: Connection, message: str) -> None:
+            pass
+
+    with pytest.raises(SystemExit):  # noqa: PT012 -- it leaves the block of the server
+        async with serving(app) as server, open_raw(server) as other, open_raw(server) as client:
+            await other.upgrade("/recorded")
+            await client.send(upgrade("/fatal"))
+            assert (await client.refused()).status == 503
+            assert await other.read_frame() == Frame(8, b"\x03\xe9")
+            await other.send_frame(8, b"\x03\xe9")
+            await server.wait_closed()
+    recorder.check()
+    assert recorder.info.code == 1001
+    assert recorder.info.clean
+
+
+async def test_a_constructor_that_aborts_the_server() -> None:
+    """Whoever is being let in when the application aborts the server gets one answer, and no connection."""
+    app = App()
+    calls: list[str] = []
+
+    @app.websocket("/")
+    class Aborting(Handler):
+        def __init__(self) -> None:
+            server.abort()
+
+        def on_open(self, conn: Connection) -> None:
+            calls.append("open")
+
+    async with serving(app) as server, open_raw(server) as client:
+        await client.send(upgrade("/"))
+        with trio.fail_after(0.5):
+            await server.wait_closed()
+    assert calls == []
+
+
+async def test_a_server_that_is_cancelled_by_whom_it_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constructor may cancel the server, and the system be out of something, in one turn of accepting."""
+    app = App()
+
+    @app.websocket("/")
+    class Cancelling(Handler):
+        def __init__(self) -> None:
+            scope.cancel()
+
+        def on_open(self, conn: Connection) -> None:
+            pass
+
+    accept = socket.socket.accept
+
+    def accept_one(sock: socket.socket) -> tuple[socket.socket, object]:
+        if scope.cancel_called:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(sock)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_one)
+    with trio.fail_after(5), trio.CancelScope() as scope:
+        async with serving(app) as server:
+            # Nothing here waits, so the request is there when the peer is let in.
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                client.sendall(upgrade("/"))
+                await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert app.connections == frozenset()
+
+
+async def test_a_system_that_cannot_watch_the_listening_socket_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is treated as the other things that the system may be out of: the server serves on, and tries again."""
+    async with serving(echo_app()) as server:
+        fail_to_accept(monkeypatch, errno.EMFILE)
+        register = select.epoll.register
+        refused = 0
+
+        class Epoll:
+            def __init__(self, real: select.epoll) -> None:
+                self._real = real
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._real, name)
+
+            def register(self, fd: int, mask: int) -> None:
+                nonlocal refused
+                if mask == select.EPOLLIN and refused < 2:
+                    refused += 1
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                register(self._real, fd, mask)
+
+        poller = server._engine._poller
+        assert poller is not None
+        monkeypatch.setattr(poller, "_epoll", Epoll(poller._epoll))
+        await assert_serves(server)
+        assert refused == 2
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1

@@ -309,6 +309,39 @@ async def test_publishing_more_than_the_kernel_takes() -> None:
         assert transport.buffered == 0
 
 
+async def test_publishing_is_not_interrupted() -> None:
+    """Ctrl-C does not come between what the kernel has taken and the note of it, whoever writes."""
+    async with publishing(socket.SOCK_STREAM) as (transport, _, peer):
+        protected: list[bool] = []
+
+        class Watched:
+            def send(self, data: bytes) -> int:
+                protected.append(trio.lowlevel.currently_ki_protected())
+                return near.send(data)
+
+        near = transport._sock
+        transport._sock = Watched()  # type: ignore[assignment]
+        assert not trio.lowlevel.currently_ki_protected()
+        transport.write_at_once(b"one")
+        transport.eager = True
+        transport.write(b"two")
+        transport._sock = near
+        assert protected == [True, True]
+        assert peer.recv(100) == b"onetwo"
+
+
+async def test_publishing_to_somebody_who_is_about_to_answer() -> None:
+    """What is published to a handler's own connection is the write that leaves at once; what follows leaves together."""
+    async with publishing(socket.SOCK_SEQPACKET) as (transport, _, peer):
+        transport.eager = True
+        transport.write_at_once(b"one")
+        transport.write_at_once(b"two")
+        transport.write(b"three")
+        assert writes(peer) == [b"one"]
+        await trio.testing.wait_all_tasks_blocked()
+        assert writes(peer) == [b"twothree"]
+
+
 async def test_publishing_to_a_peer_that_is_gone() -> None:
     """A transport that breaks while something is published tells its receiver, once, and takes nothing more."""
     async with publishing(socket.SOCK_STREAM) as (transport, quiet, peer):

@@ -329,7 +329,8 @@ class Recorder:
     Args:
       app: where the route is made.
       path: of the route.
-      style: how the handler is written. In "class" the methods are async, in "object" they are plain.
+      style: how the handler is written. In "class" the methods are async, in "object" they are plain. In "async" and
+        "class" there is an `on_accept` in any case, in the others if there is a hook for it.
       hooks: what else to do, by the name of the callback: `open=f` calls `f(conn)`, `message=f` calls
         `f(conn, message)` in place of echoing. In plain callbacks the hooks are plain, too.
       options: of the route.
@@ -356,6 +357,8 @@ class Recorder:
         self._hooks: dict[str, Callable[..., Any]] = {"message": _echo_plain if plain else _echo, **(hooks or {})}
         self.route = app.websocket(path, **options)
         functions = self._plain_callbacks() if plain else self._async_callbacks()
+        if style not in ("async", "class") and "accept" not in self._hooks:
+            del functions["on_accept"]  # a request that nobody is asked about takes a shorter way
         if style in ("class", "object"):
             methods = {name: _as_method(function) for name, function in functions.items()}
             handler = type("Recording", (Handler,), methods)

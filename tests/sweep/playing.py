@@ -298,6 +298,11 @@ class Play:
             async for message in conn:
                 await conn.send(message)
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is an `on_accept`. A request that nobody is asked about takes a shorter way."""
+        return self.style in ("async", "class") or type(self.script).on_accept is not Script.on_accept
+
     async def _on_accept(self, request: Request) -> Any:
         with self.noted("accept"):
             return await self.script.on_accept(self, request)
@@ -354,7 +359,8 @@ class Play:
         if self.style == "class":
             route(self._handler_class())
             return
-        route.on_accept(self._on_accept)
+        if self.asks:
+            route.on_accept(self._on_accept)
         if self.style == "session":
             route(self._session)
         elif self.style == "sync":

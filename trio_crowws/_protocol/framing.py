@@ -193,7 +193,7 @@ class FrameReader:
         head = self._head
         plain = self._owner is None
         for _ in range(limit):
-            # The same for one of many, and where something precedes it or follows.
+            # The same as above for a short frame that is one of many, or that something precedes or follows.
             if plain and (start := position + head) <= end:
                 first = data[position]
                 length = data[position + 1] - mask_bit

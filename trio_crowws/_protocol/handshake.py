@@ -211,7 +211,7 @@ def _parse_head(head: bytes) -> Request:
     assert isinstance(event, h11.Request)
     lines = b"\n".join([b"%b: %b" % line for line in event.headers])
     # h11 has checked the target and the method: both are ASCII.
-    request = Request(event.method.decode("ascii"), event.target.decode("ascii"), Headers.of_lines(lines), lines=lines)
+    request = Request(event.method.decode("ascii"), event.target.decode("ascii"), Headers._of_lines(lines), lines=lines)
     _check_request(request)
     return request
 

@@ -75,8 +75,8 @@ class Headers(_MultiMapping):
     __slots__ = ()
 
     @classmethod
-    def of_lines(cls, lines: bytes) -> Headers:
-        """What `name: value` means in each of several lines, with a line feed between them."""
+    def _of_lines(cls, lines: bytes) -> Headers:
+        """What one or more lines of `name: value` mean, with a line feed between them."""
         return cls([line.split(": ", 1) for line in lines.decode("latin-1").split("\n")])
 
     _key = staticmethod(str.lower)
@@ -88,7 +88,9 @@ class Query(_MultiMapping):
 
     __slots__ = ()
 
-    _key = staticmethod(str)
+    @staticmethod
+    def _key(name: str) -> str:
+        return name
 
 
 @final
@@ -160,7 +162,7 @@ class Request:
     def headers(self) -> Headers:
         """The header lines."""
         if self._headers is None:
-            self._headers = Headers.of_lines(self._lines)
+            self._headers = Headers._of_lines(self._lines)
         return self._headers
 
     @property

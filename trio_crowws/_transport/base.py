@@ -2,14 +2,15 @@
 
 A transport has one way up and one way down, and both are plain calls that never wait. Bytes from the peer go up by
 `receiver.feed(data)`. Bytes for the peer go down by `transport.write(data)`, which only collects them: they leave when
-the writer gives up control, so that ten answers to ten requests are one system call. Three things flush:
+the writer gives up control, so that ten answers to ten requests are one system call. Five things flush:
 
 * whoever feeds, after `feed` has returned (the transport is *corked* meanwhile);
 * the first write of a handler that has taken the last message of a batch (*eager*): most handlers answer with one
   message, and then there is nothing to wait for;
-* the connection's task, before it parks to wait for the next message; but neither of these two when many connections
-  have got something at the same time (*crowded*);
-* whoever publishes, for what is published first in a scheduler pass (`write_at_once`);
+* the connection's task, before it parks to wait for the next message. It does not, and a write is not eager, when many
+  connections have got something at the same time (*crowded*);
+* whoever publishes, for what is published first in a scheduler pass, where there is a socket right below
+  (`write_at_once`);
 * the `TurnQueue`, one scheduler pass later, for everything else.
 
 The `TurnQueue` is one task for each server. It also gives a turn to transports that have more to read than one turn
@@ -71,7 +72,8 @@ class Transport(ABC):
       blocked: whether the operating system took less than was offered.
       bytes_sent: bytes that the operating system has taken so far.
       paused: whether reading is stopped.
-      corked: set while `receiver.feed` runs; `write` then leaves the flushing to the feeder.
+      corked: set from the moment when `receiver.feed` is called until the feeder flushes, which may have others to feed
+        before; `write` leaves the flushing to it.
       eager: set when a handler takes the last message of a batch; the next `write` then leaves at once, if not crowded.
       more: set by a receiver that stopped before it had worked through what it was fed.
     """
@@ -113,7 +115,7 @@ class Transport(ABC):
         self.more = False
         self._out: list[bytes | bytearray | memoryview] = []
         self.paused = False
-        self._shut = False  # since `close` or `abort`: takes nothing more
+        self._shut = False  # closing or closed: takes nothing more
         self._closing: bool | None = None
         self._patient = False
         self._turns = turns
@@ -325,7 +327,7 @@ class TurnQueue:
     Attributes:
       crowded: many connections have got something to work on just now. Their answers are collected for one turn: a
         system call after each task would leave little of the interpreter in the processor's caches for the next one.
-      passes: a number that is another one in the next scheduler pass, unless the queue is `parked`.
+      passes: how often the task has come round; so it is another number in the pass after the next `count_pass`.
       parked: nobody has asked for the next pass; see `count_pass`.
     """
 

@@ -135,6 +135,7 @@ class Engine:
         if self._poller is not None:
             return await self._poller.watch(sock.fileno(), serve)
         while True:
+            await trio.lowlevel.checkpoint_if_cancelled()  # the last `serve` may have had the socket closed
             await trio.lowlevel.wait_readable(sock)
             error = serve()
             if error is not None:

@@ -19,6 +19,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from time import perf_counter
 
 import trio
 
@@ -28,7 +29,7 @@ from .timers import Timers
 __all__ = ["Poller", "SocketTransport"]
 
 READS_PER_TURN = 4
-"""Reads of one socket before the others get their turn: 256 KiB, so that large messages do not crawl."""
+"""Reads of one socket, after the first, before the others get their turn, so that large messages do not crawl."""
 
 EVENTS_PER_POLL = 64
 """Sockets of one round. More are no faster, and would wait longer for their answers."""
@@ -37,9 +38,13 @@ EXTRA_POLLS = 8
 """Polls in a row before going back to Trio's loop; the traffic of a busy server is served without its overhead."""
 
 _IN = select.EPOLLIN if hasattr(select, "epoll") else 0
+_IN_AND_OUT = select.EPOLLIN | select.EPOLLOUT if hasattr(select, "epoll") else 0
 _INPUT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
 _READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
+
+_PATIENCE = 0.001
+"""Seconds of work within a round, after which those that are done do not wait for the others any more."""
 
 _CROWD = 16
 """Sockets of one round, from which on the writing of their tasks is put off; with fewer that would be slower."""
@@ -153,6 +158,7 @@ class SocketTransport(Transport):
             return
         self._report_end()
 
+    @trio.lowlevel.enable_ki_protection  # what the kernel has taken must not be queued as well, nor the rest be lost
     def write_at_once(self, data: bytes | memoryview) -> None:
         # A second walk through a thousand members, to flush, would find none of them in the processor's cache any more.
         # What else is published in this pass waits for a turn, so it takes two system calls at most.
@@ -161,6 +167,7 @@ class SocketTransport(Transport):
             self.write(data)
             return
         self._last_pass = turns.passes
+        self.eager = False
         if turns.parked:
             turns.count_pass()
         try:
@@ -173,6 +180,7 @@ class SocketTransport(Transport):
             self.buffered = len(data) - taken
             self.flush()
 
+    @trio.lowlevel.enable_ki_protection  # as above
     def flush(self) -> None:
         out = self._out
         while out and not self.blocked:
@@ -276,15 +284,20 @@ class Poller:
     async def watch(self, fd: int, serve: Callable[[], OSError | None]) -> OSError:
         """Call `serve()` in each round in which `fd` is readable, until that returns an error, and return the error.
 
+        What it raises is raised here, and not where all sockets are served.
+
         Cancellation: ends the watching at once, before `cancel` returns, so `fd` may be closed then.
         """
         task = trio.lowlevel.current_task()
-        error: OSError | None = None
+        error: BaseException | None = None
 
         def serve_once() -> None:
             nonlocal error
-            error = serve()
-            if error is not None:
+            try:
+                error = serve()
+            except BaseException as raised:
+                error = raised
+            if error is not None and fd in self._listening:  # else it has been cancelled by what it served
                 stop()
                 trio.lowlevel.reschedule(task)
 
@@ -297,10 +310,16 @@ class Poller:
             stop()
             return trio.lowlevel.Abort.SUCCEEDED
 
-        self._epoll.register(fd, select.EPOLLIN)  # not edge-triggered: `serve` may leave something for the next round
+        try:
+            # Not edge-triggered: `serve` may leave something for the next round.
+            self._epoll.register(fd, select.EPOLLIN)
+        except OSError as refused:  # the system cannot watch one more descriptor
+            return refused
         self._listening[fd] = serve_once
         await trio.lowlevel.wait_task_rescheduled(abort)
         assert error is not None
+        if not isinstance(error, OSError):
+            raise error
         return error
 
     @trio.lowlevel.enable_ki_protection
@@ -348,7 +367,7 @@ class Poller:
         self._passed_over = 0
         for _ in range(_LOOKS):
             if self._serve():
-                self._in_vain = 0
+                self._in_vain //= 2
                 return True
         self._in_vain = min(2 * self._in_vain + 1, _MOST_PASSED_OVER)
         return False
@@ -357,7 +376,7 @@ class Poller:
         """One round: read all sockets that have something, work on all that came, write all that came of it.
 
         One after the other, because a system call leaves little of the interpreter in the processor's caches, and the
-        interpreter little of the kernel: against one socket at a time this saves a tenth.
+        interpreter little of the kernel: one socket at a time would cost a tenth more.
         """
         events = self._epoll.poll(0, EVENTS_PER_POLL)
         self._timers.tick()
@@ -369,7 +388,8 @@ class Poller:
                 if fd in self._listening:
                     self._listening[fd]()
                 continue
-            if mask == _IN:
+            # Once a socket has had no room, it is also told about room for ever.
+            if mask == _IN or (mask == _IN_AND_OUT and not transport.blocked):
                 data = transport.read()
                 if data:
                     batch.append((transport, data))
@@ -386,19 +406,30 @@ class Poller:
         return len(events)
 
     def _work(self, batch: list[tuple[SocketTransport, bytes]]) -> None:
-        """Feed what was read, then flush; both are what `_feed` does with one."""
-        for transport, data in batch:
-            if transport.closed:  # by what another one has brought
-                continue
-            transport.corked = True
-            try:
-                transport.receiver.feed(data)
-            except Exception as error:
-                transport.report(error)
+        """Feed what was read, then flush."""
+        until = perf_counter() + _PATIENCE
+        try:
+            for transport, data in batch:
+                if transport.closed:  # by what another one has brought
+                    continue
+                transport.corked = True
+                try:
+                    transport.receiver.feed(data)
+                except Exception as error:
+                    transport.report(error)
+                if perf_counter() > until:
+                    self._settle(batch)
+                    until = perf_counter() + _PATIENCE
+        finally:
+            self._settle(batch)
+            batch.clear()
+
+    def _settle(self, batch: list[tuple[SocketTransport, bytes]]) -> None:
+        """Flush those that were fed; those that were not are not corked."""
         for transport, _ in batch:
-            transport.corked = False
-            if transport._out:
-                transport.flush()
-            if transport.more:
-                transport.ask_for_turn()
-        batch.clear()
+            if transport.corked:
+                transport.corked = False
+                if transport._out:
+                    transport.flush()
+                if transport.more:
+                    transport.ask_for_turn()
