@@ -87,6 +87,9 @@ class ListeningSocket:
             except OSError as error:  # it costs this one peer, and not the loop
                 sock.close()
                 return error
+            except BaseException:
+                sock.close()
+                raise
         self._exhausted = False
         return None
 

@@ -8,6 +8,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from support.servers import Recorder
 from trio_crowws import App, Connection, Handler
 from trio_crowws._admission import Admission
 from trio_crowws._listeners import ACCEPTS_PER_TURN
+from trio_crowws._transport.engine import Engine
 from trio_crowws.errors import CrowWSError
 
 
@@ -48,6 +50,39 @@ async def test_a_system_that_is_out_of_something(
         assert left == []
         complaint = f"cannot accept on 127.0.0.1:{server.port}: {os.strerror(number)}; trying again"
         assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [complaint]
+
+
+async def test_a_system_without_epoll_that_is_out_of_something(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the same where Trio waits for the listening socket."""
+    monkeypatch.setattr("trio_crowws._server.Engine", partial(Engine, use_epoll=False))
+    async with serving(echo_app()) as server:
+        await assert_serves(server)
+        left = fail_to_accept(monkeypatch, errno.EMFILE, errno.EMFILE)
+        await assert_serves(server)
+        assert left == []
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1
+
+
+async def test_a_defect_in_letting_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody expects there ends the server, but by way of its own task: the connections are still told."""
+    app = App()
+    recorder = Recorder(app, style="sync")
+
+    def fail(self: Admission) -> Any:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):  # noqa: PT012 -- it leaves the block of the server
+        async with serving(app) as server, open_raw(server) as client:
+            await client.upgrade("/")
+            monkeypatch.setattr(Admission, "new_opening", fail)
+            async with open_raw(server):
+                assert await client.read_frame() == Frame(8, b"\x03\xe9")
+                await client.send_frame(8, b"\x03\xe9")
+                await server.wait_closed()
+    assert recorder.info.code == 1001
+    assert recorder.info.clean
 
 
 async def test_it_complains_about_each_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import ssl
+import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -14,8 +16,8 @@ import trio
 import trio.testing
 import trustme
 
-from support.rawclient import RawClient, echo_app, open_raw, reset, serving, until, upgrade
-from support.servers import Kind, Recorder
+from support.rawclient import Frame, RawClient, echo_app, open_raw, reset, serving, until, upgrade
+from support.servers import Kind, Recorder, Style
 from support.servers import serving as serving_kind
 from trio_crowws import App, Connection
 from trio_crowws._transport.base import TurnQueue
@@ -70,6 +72,59 @@ async def test_a_callback_that_ends_another_connection() -> None:
         await trio.testing.wait_all_tasks_blocked(0.001)
         assert len(heard) == 1
         assert len(app.connections) == 1
+
+
+@pytest.mark.parametrize("style", ["session", "async", "sync"])
+async def test_a_crowd(style: Style) -> None:
+    """Where many have something to say at the same time, all are answered, in order."""
+    app = App()
+    recorder = Recorder(app, style=style)
+    crowded: list[bool] = []
+    async with serving(app) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(open_raw(server)) for _ in range(40)]
+        for client in clients:
+            await client.upgrade("/")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for number in range(3):
+            for client in clients:
+                send_now(client, make_frame(1, b"one %d" % number) + make_frame(1, b"two %d" % number))
+            while not crowded or len(recorder.values("message")) < 80 * (number + 1):
+                await trio.lowlevel.checkpoint()
+                crowded.append(server._engine.turns.crowded)
+            for client in clients:
+                assert await client.read_frame() == Frame(1, b"one %d" % number)
+                assert await client.read_frame() == Frame(1, b"two %d" % number)
+        assert any(crowded)
+        send_now(clients[0], make_frame(1, b"and me"))
+        assert await clients[0].read_frame() == Frame(1, b"and me")
+        assert not server._engine.turns.crowded
+
+
+async def test_a_slow_callback_does_not_keep_all_answers() -> None:
+    """The answers of a round that are ready leave when a callback has taken long, before the next one is called."""
+    app = App()
+    seen: list[int] = []
+
+    @app.websocket("/").on_message
+    def slow(conn: Connection, message: str) -> None:
+        seen.append(sum(map(has_something, clients)))
+        conn.send_nowait(message)
+        time.sleep(0.002)
+
+    def has_something(client: RawClient) -> bool:
+        assert isinstance(client.stream, trio.SocketStream)
+        return bool(select.select([client.stream.socket.fileno()], [], [], 0)[0])
+
+    async with serving(app) as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(open_raw(server)) for _ in range(5)]
+        for client in clients:
+            await client.upgrade("/")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for client in clients:
+            send_now(client, make_frame(1, b"hello"))
+        for client in clients:
+            assert await client.read_frame() == Frame(1, b"hello")
+    assert seen == [0, 1, 2, 3, 4]
 
 
 async def test_sockets_that_never_rest() -> None:
@@ -331,7 +386,7 @@ async def test_publishing_is_not_interrupted() -> None:
 
 
 async def test_publishing_to_somebody_who_is_about_to_answer() -> None:
-    """What is published to a handler's own connection is the write that leaves at once; what follows leaves together."""
+    """What is published to a handler's own connection is what leaves at once; what follows leaves together."""
     async with publishing(socket.SOCK_SEQPACKET) as (transport, _, peer):
         transport.eager = True
         transport.write_at_once(b"one")
