@@ -51,8 +51,12 @@ async def test_many_messages_with_the_request(kind: Kind) -> None:
             assert recorder.values("message") == messages
 
 
-async def test_a_callback_that_ends_another_connection() -> None:
-    """A connection that is aborted by another one's callback gets no callback for what it has just sent."""
+@pytest.mark.parametrize("size", [1, 2000])
+async def test_a_callback_that_ends_another_connection(size: int) -> None:
+    """A connection that is aborted by another one's callback gets no callback for what it has just sent.
+
+    What is short has been read by then, what is long has not.
+    """
     app = App()
     heard: list[str] = []
 
@@ -68,7 +72,7 @@ async def test_a_callback_that_ends_another_connection() -> None:
             await client.upgrade("/")
         await trio.testing.wait_all_tasks_blocked(0.001)
         for number, client in enumerate(clients):
-            send_now(client, make_frame(1, b"%d" % number))
+            send_now(client, make_frame(1, b"%d" % number * size))
         await trio.testing.wait_all_tasks_blocked(0.001)
         assert len(heard) == 1
         assert len(app.connections) == 1

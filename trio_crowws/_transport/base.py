@@ -348,10 +348,10 @@ class TurnQueue:
             self.count_pass()
 
     def count_pass(self) -> None:
-        """Have the task run in the next pass, with or without turns to give."""
-        task, self._task, self.parked = self._task, None, False
-        if task is not None:
-            trio.lowlevel.reschedule(task)
+        """Have the task, which is `parked`, run in the next pass, with or without turns to give."""
+        assert self._task is not None
+        self.parked = False
+        trio.lowlevel.reschedule(self._task)
 
     def note_release(self) -> None:
         """A transport has let go of its socket or stream."""
@@ -380,6 +380,5 @@ class TurnQueue:
                 transport.turn()
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
-        self._task = None
         self.parked = False
         return trio.lowlevel.Abort.SUCCEEDED
