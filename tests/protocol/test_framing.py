@@ -337,6 +337,15 @@ def test_long_control(opcode: int, size: int) -> None:
     assert (error.code, str(error)) == (1002, "Control frame with payload len > 125")
 
 
+@pytest.mark.parametrize("opcode", [CLOSE, PING, PONG])
+@pytest.mark.parametrize("form", [2, 8])
+def test_control_length_not_in_its_shortest_form(opcode: int, form: int) -> None:
+    """A control frame whose length has another form than the shortest is 1002, however much of it comes at once."""
+    whole = frame(opcode, length=2, form=form)
+    for end in range(2, len(whole) + 1):
+        assert fault(reader().receive(whole[:end])).code == 1002
+
+
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize(("size", "form"), [(0, 2), (125, 2), (0, 8), (125, 8), (126, 8), (65_535, 8)])
 def test_length_not_in_its_shortest_form(opcode: int, size: int, form: int) -> None:

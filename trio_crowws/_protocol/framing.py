@@ -430,7 +430,7 @@ class _Referee:
             return position
         stop = min(start + length, end)
         payload = data[start:stop]
-        if head[0] == CLOSE and 2 <= length <= MAX_SHORT and (head[1] >= MASKED) != self._client:
+        if head[0] == CLOSE and 2 <= length <= MAX_SHORT and head[1] == length + (0 if self._client else MASKED):
             if len(payload) < length:
                 return position  # wsproto would wait for all of it, too
             payload = self._disguise(payload, _ZERO_KEY if self._client else head[-4:])
