@@ -148,7 +148,7 @@ class Admission:
             conn = self._open(upgrade, PLAINLY) if self._decider.agrees(callbacks.accept) else None
         except HandshakeError:
             raise
-        except Exception as error:
+        except Exception as error:  # the application's own function or constructor
             raise _internal_error(request, error) from error
         self._start(nursery, self._run_connection, upgrade, conn)
         self._site._occupied += 1
