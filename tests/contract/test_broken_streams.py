@@ -255,16 +255,16 @@ async def test_a_stream_that_never_shakes_hands(autojump_clock: trio.testing.Moc
 @pytest.mark.parametrize("kind", ["tcp", "tls", "unix", "memory"])
 async def test_an_internal_error(kind: Kind, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A defect of the framework that a peer brings out costs that connection alone, and is logged as what it is."""
-    feed = Opening.feed
+    feed = Opening._on_data
     app = App()
     recorder = Recorder(app)
 
     def fail_once(self: Opening, data: bytes) -> None:
-        monkeypatch.setattr(Opening, "feed", feed)
+        monkeypatch.setattr(Opening, "_on_data", feed)
         raise RuntimeError("a defect")
 
     async with serving(app, kind) as site:
-        monkeypatch.setattr(Opening, "feed", fail_once)
+        monkeypatch.setattr(Opening, "_on_data", fail_once)
         unlucky = await site.open_stream()
         async with unlucky:
             await unlucky.send_all(upgrade("/"))

@@ -37,7 +37,7 @@ async def test_a_message_is_taken_by_another_task() -> None:
         conn.start_soon(wait)
         await waits.wait()
         await trio.testing.wait_all_tasks_blocked()
-        conn._transport.receiver.feed(make_frame(1, b"two"))  # the task is woken, but has not had its turn
+        conn._transport.receiver._on_data(make_frame(1, b"two"))  # the task is woken, but has not had its turn
         taken.append(await conn.receive())
         taken.append(await conn.receive())
 

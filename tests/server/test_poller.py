@@ -186,21 +186,21 @@ class Slow:
         self.left = turns
         self.fed: list[bytes] = []
 
-    def feed(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> None:
         self.fed.append(data)
         self.left -= 1
         self.transport.more = self.left > 0
 
-    def eof(self) -> None:
+    def _on_eof(self) -> None:
         raise AssertionError("the peer has not ended anything")
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         pass
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         pass
 
-    def drained(self) -> None:
+    def _on_drained(self) -> None:
         pass
 
 
@@ -215,7 +215,7 @@ async def test_a_receiver_that_does_not_get_through_in_one_turn() -> None:
         transport.start()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(turns.run)
-            slow.feed(b"what came with the request")
+            slow._on_data(b"what came with the request")
             transport.resume()
             await trio.testing.wait_all_tasks_blocked()
             transport.abort()
@@ -235,8 +235,8 @@ class Waking(Slow):
         super().__init__(transport, 0)
         self.send, self.receive = trio.open_memory_channel[bytes](10)
 
-    def feed(self, data: bytes) -> None:
-        super().feed(data)
+    def _on_data(self, data: bytes) -> None:
+        super()._on_data(data)
         self.send.send_nowait(data)
 
 
@@ -296,10 +296,10 @@ class Quiet(Slow):
         super().__init__(transport, 0)
         self.news: list[str] = []
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         self.news.append(f"lost by {type(error).__name__}")
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         self.news.append("stalled")
 
 

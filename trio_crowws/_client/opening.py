@@ -71,7 +71,7 @@ class Opening:
 
     # What the transport reports
 
-    def feed(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> None:
         """Take bytes from the server."""
         try:
             response = self._reader.feed(data)
@@ -81,11 +81,11 @@ class Opening:
         if response is not None:
             self._settle(response)
 
-    def eof(self) -> None:
+    def _on_eof(self) -> None:
         """The server will send nothing more."""
         self._end(ConnectFailed("the server closed the connection before it had answered"))
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
         if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # which says what a stream does not
@@ -97,8 +97,8 @@ class Opening:
         response = self._reader.eof()
         self._settle(response, None if response is not None else failure)
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         """The server does not read the request; `open_timeout` bounds that."""
 
-    def drained(self) -> None:
+    def _on_drained(self) -> None:
         """Some of the request has left."""

@@ -343,7 +343,7 @@ class Ending:
 
     # What the transport reports
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
         reason = ConnectionLost(f"the transport broke: {error}" if error else "the transport was closed")
         reason.__cause__ = error
@@ -354,7 +354,7 @@ class Ending:
             # The peer has said goodbye and left: a browser whose tab is closed does not wait for the answer.
             self._apply(Event.FLUSHED if self._phase is Phase.ENDING else Event.LOST)
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         """The peer does not read; from here on its progress is watched."""
         self._progress_at = self._timers.tick()
         timeout = self._options.send_timeout

@@ -79,7 +79,7 @@ class Opening:
         """The route is known, and with it the time that its opening handshakes may take."""
         self.deadline = self._start + handshake_timeout
 
-    def feed(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> None:
         """Take bytes from the peer."""
         try:
             request = self._reader.feed(data)
@@ -131,20 +131,20 @@ class Opening:
 
     # What else the transport reports
 
-    def eof(self) -> None:
+    def _on_eof(self) -> None:
         """The peer has gone, or at least will not finish its request."""
         self._finish()
         self.transport.close(self._timers.now, linger=False)
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
         logger.debug("%s went away during the handshake: %s", self.transport.remote_address, error)
         self._finish()
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         """The answer does not fit into the kernel's buffers; the deadline of the transport's close bounds that."""
 
-    def drained(self) -> None:
+    def _on_drained(self) -> None:
         """Some of the answer has left."""
 
     def _on_timer(self, now: float) -> float | None:

@@ -1,14 +1,14 @@
 """The way in: bytes to messages, messages to the handler, in order and within a bounded buffer.
 
 Theory of operation
-    `feed` is called by whoever reads. It parses, answers control frames on the spot, and delivers messages. There are
+    Whoever reads calls `_on_data`. It parses, answers control frames on the spot, and delivers messages. There are
     three ways to deliver, and all keep the order:
 
     * The connection's task is parked and waits for a message: the message is put into the inbox and the task is woken.
     * The task is busy: the message waits in the inbox. Beyond `receive_buffer` the transport is paused, and the kernel
       makes the peer wait.
-    * All message callbacks are plain functions, the task is parked and the inbox is empty: `feed` calls the function
-      itself, in the task's context. That saves two task switches for each batch.
+    * All message callbacks are plain functions, the task is parked and the inbox is empty: `_on_data` itself calls the
+      function, in the task's context. That saves two task switches for each batch.
 
     Two kinds of consumers take from the inbox: `receive`, for sessions, and `run_callbacks`, the loop of the callback
     styles. When the inbox is empty, what comes next is the end: the peer's Close, a fault, or the end of the stream.
@@ -85,13 +85,13 @@ class Receiving(Sending):
     def _begin(self, early_data: bytes) -> None:
         """Take the frames that came together with the request, and read on."""
         if early_data:
-            self.feed(early_data)
+            self._on_data(early_data)
         if self._inbox_size <= self._read_ahead:  # else it goes on when the handler has taken enough
             self._transport.resume()
 
     # What the transport brings
 
-    def feed(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> None:
         """Take bytes from the peer."""
         self.bytes_received += len(data)
         self._last_received = self._timers.now
@@ -128,7 +128,7 @@ class Receiving(Sending):
             if self._inbox_size > self._read_ahead and not self._transport.paused:
                 self._transport.pause()
 
-    def eof(self) -> None:
+    def _on_eof(self) -> None:
         """The stream has ended, perhaps without a Close frame. May be told more than once."""
         if self._phase is Phase.OPEN or self._phase is Phase.CLOSING:
             self._record(ConnectionLost("the peer ended the stream without a Close frame"), "remote")
@@ -322,7 +322,7 @@ class Receiving(Sending):
         return True
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
-        # From here on `feed` sees a busy task, so a cancelled connection gets no more plain callbacks.
+        # From here on `_on_data` sees a busy task, so a cancelled connection gets no more plain callbacks.
         self._waiter = None
         self._idle = False
         return trio.lowlevel.Abort.SUCCEEDED

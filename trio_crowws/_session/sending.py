@@ -286,7 +286,7 @@ class Sending(Ending):
         else:
             self._write(frame)
 
-    def drained(self) -> None:
+    def _on_drained(self) -> None:
         """Some of what was queued has left: let in what waits."""
         self._progress_at = self._timers.now
         if self._phase > Phase.ANSWERING:

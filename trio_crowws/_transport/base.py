@@ -1,10 +1,10 @@
 """What moves the bytes of one connection, seen from both sides.
 
 A transport has one way up and one way down, and both are plain calls that never wait. Bytes from the peer go up by
-`receiver.feed(data)`. Bytes for the peer go down by `transport.write(data)`, which only collects them: they leave when
-the writer gives up control, so that ten answers to ten requests are one system call. Five things flush:
+`receiver._on_data(data)`. Bytes for the peer go down by `transport.write(data)`, which only collects them: they leave
+when the writer gives up control, so that ten answers to ten requests are one system call. Five things flush:
 
-* whoever feeds, after `feed` has returned (the transport is *corked* meanwhile);
+* whoever feeds, after `_on_data` has returned (the transport is *corked* meanwhile);
 * the first write of a handler that has taken the last message of a batch (*eager*): most handlers answer with one
   message, and then there is nothing to wait for;
 * the connection's task, before it parks to wait for the next message. It does not, and a write is not eager, when many
@@ -45,21 +45,24 @@ logger = logging.getLogger("trio_crowws")
 
 
 class Receiver(Protocol):
-    """The upper end of a transport."""
+    """The upper end of a transport.
 
-    def feed(self, data: bytes) -> None:
+    The names are private because a `Connection` is one, and its public names are for applications.
+    """
+
+    def _on_data(self, data: bytes) -> None:
         """Take bytes from the peer; `b""` means "go on with what you have"."""
 
-    def eof(self) -> None:
+    def _on_eof(self) -> None:
         """The peer will send nothing more."""
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone: nothing more comes in, nothing more goes out."""
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         """The operating system took less than was offered: the peer does not read."""
 
-    def drained(self) -> None:
+    def _on_drained(self) -> None:
         """Some of what was queued has left after a stall."""
 
 
@@ -72,8 +75,8 @@ class Transport(ABC):
       blocked: whether the operating system took less than was offered.
       bytes_sent: bytes that the operating system has taken so far.
       paused: whether reading is stopped.
-      corked: set from the moment when `receiver.feed` is called until the feeder flushes, which may have others to feed
-        before; `write` leaves the flushing to it.
+      corked: set from the moment when `receiver._on_data` is called until the feeder flushes, which may have others to
+        feed before; `write` leaves the flushing to it.
       eager: set when a handler takes the last message of a batch; the next `write` then leaves at once, if not crowded.
       more: set by a receiver that stopped before it had worked through what it was fed.
     """
@@ -255,7 +258,7 @@ class Transport(ABC):
         """
         self.corked = True
         try:
-            self.receiver.feed(data)
+            self.receiver._on_data(data)
         except Exception as error:
             self.report(error)
             return False
@@ -271,7 +274,7 @@ class Transport(ABC):
         """The peer will send nothing more: tell the receiver, and flush what it has to say to that."""
         self.corked = True
         try:
-            self.receiver.eof()
+            self.receiver._on_eof()
         finally:
             self.corked = False
         if self._out:
@@ -292,7 +295,7 @@ class Transport(ABC):
             return
         receiver = self._detach()
         self.abort()
-        receiver.lost(error)
+        receiver._on_lost(error)
 
     def _detach(self) -> Receiver:
         """Take the receiver away; what still comes up is dropped."""
@@ -305,19 +308,19 @@ class _Discard:
 
     __slots__ = ()
 
-    def feed(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> None:
         pass
 
-    def eof(self) -> None:
+    def _on_eof(self) -> None:
         pass
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         pass
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         pass
 
-    def drained(self) -> None:
+    def _on_drained(self) -> None:
         pass
 
 

@@ -129,7 +129,7 @@ class SocketTransport(Transport):
         self.blocked = False
         self.flush()
         if not self.closed:
-            self.receiver.drained()
+            self.receiver._on_drained()
 
     def turn(self) -> None:
         self._waits_for_turn = False
@@ -212,7 +212,7 @@ class SocketTransport(Transport):
         if not self._watches_room:
             self._watches_room = True
             self._poller.watch_room(self._fd)
-        self.receiver.stalled()
+        self.receiver._on_stalled()
 
     def _flushed_for_close(self) -> None:
         if not self._closing and not self._has_unread_bytes():
@@ -414,7 +414,7 @@ class Poller:
                     continue
                 transport.corked = True
                 try:
-                    transport.receiver.feed(data)
+                    transport.receiver._on_data(data)
                 except Exception as error:
                     transport.report(error)
                 if perf_counter() > until:

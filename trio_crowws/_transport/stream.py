@@ -125,7 +125,7 @@ class StreamTransport(Transport):
             data = b"".join(self._out)
             self._out.clear()
             self.blocked = True
-            self.receiver.stalled()
+            self.receiver._on_stalled()
             try:
                 await self._send_pieces(memoryview(data))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -141,7 +141,7 @@ class StreamTransport(Transport):
             self._timers.tick()
             self.bytes_sent += len(piece)
             self.buffered -= len(piece)
-            self.receiver.drained()
+            self.receiver._on_drained()
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
         self._idle_writer = None

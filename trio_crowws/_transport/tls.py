@@ -66,7 +66,7 @@ class TLSTransport(Transport):
 
     # From the socket
 
-    def feed(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> None:
         """Take records."""
         self._incoming.write(data)
         try:
@@ -80,7 +80,7 @@ class TLSTransport(Transport):
         if plain and not self._feed(plain):
             return
         if ended:
-            self.eof()
+            self._on_eof()
         elif self.more and not self.closed:
             # Nothing must come up before the receiver has worked through what it has.
             self._lower.pause()
@@ -92,7 +92,7 @@ class TLSTransport(Transport):
             receiver = self._detach()
             self._lower.close(self._timers.tick() + _ALERT_LINGER, linger=True)
             self._forget()
-            receiver.lost(error)
+            receiver._on_lost(error)
 
     def _shake_hands(self) -> bool:
         try:
@@ -119,25 +119,25 @@ class TLSTransport(Transport):
             pieces.append(piece)
         return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), False
 
-    def eof(self) -> None:
+    def _on_eof(self) -> None:
         """The peer has ended its direction, with or without `close_notify`."""
         self._report_end()
 
-    def lost(self, error: Exception | None) -> None:
+    def _on_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
         self._fail(error)
 
-    def stalled(self) -> None:
+    def _on_stalled(self) -> None:
         """The peer does not read."""
         self._look_below()
-        self.receiver.stalled()
+        self.receiver._on_stalled()
 
-    def drained(self) -> None:
+    def _on_drained(self) -> None:
         """Some of the records have left."""
         self._look_below()
         self.flush()
         if not self.closed:
-            self.receiver.drained()
+            self.receiver._on_drained()
 
     # To the socket
 
