@@ -56,26 +56,34 @@ class Verdict:
     Attributes:
       value: the measured ratio; `None` if a row is missing.
       by_cpu_time: the same ratio from the servers' CPU time, which other programs on the machine disturb less.
-      lenient: one of the two ratios is enough.
+      smoke: only what other programs on the machine hardly disturb is judged: CPU time and memory. A rate counts by its
+        CPU time; a latency is shown and not judged.
     """
 
     target: Target
     value: float | None
     by_cpu_time: float | None
-    lenient: bool = False
+    smoke: bool = False
+
+    @property
+    def judged(self) -> float | None:
+        """The value that decides; `None` if nothing was measured that may."""
+        if not self.smoke or self.target.metric == "kib":
+            return self.value
+        return self.by_cpu_time
 
     @property
     def missed(self) -> bool:
-        """Whether it was measured and is out of bounds."""
-        if self.value is None or self.target.reached(self.value):
-            return False
-        return not (self.lenient and self.by_cpu_time is not None and self.target.reached(self.by_cpu_time))
+        """Whether what decides is out of bounds."""
+        return self.judged is not None and not self.target.reached(self.judged)
 
     @property
     def word(self) -> str:
         """The verdict in a word."""
         if self.value is None:
             return "not measured"
+        if self.judged is None:
+            return "not judged"
         return "MISSED" if self.missed else "reached"
 
 
@@ -88,8 +96,8 @@ def best(runs: Sequence[Result], metric: str) -> float:
 def judge(table: Table, *, loosen: float = 1) -> list[Verdict]:
     """Compare what was measured with the targets, made easier by the factor `loosen`.
 
-    Targets that were made easier are for noticing a collapse, so there it is enough that CPU time reaches one: on a
-    machine that is busy with something else, rates say little.
+    Targets that were made easier are for noticing a collapse, also on a machine that is busy with something else. Rates
+    and latencies say little there, so only CPU time and memory are judged.
     """
     verdicts: list[Verdict] = []
     for target in table.workload.targets:
@@ -98,7 +106,7 @@ def judge(table: Table, *, loosen: float = 1) -> list[Verdict]:
         if target.metric == "rate" and target.other is not None:
             inverse = _ratio(table, target, "server_us")
             by_cpu_time = 1 / inverse if inverse else None
-        verdicts.append(Verdict(target.loosened(loosen), value, by_cpu_time, lenient=loosen > 1))
+        verdicts.append(Verdict(target.loosened(loosen), value, by_cpu_time, smoke=loosen > 1))
     return verdicts
 
 

@@ -96,12 +96,27 @@ def test_loosened_verdict() -> None:
     assert not judge(table, loosen=2)[0].missed
 
 
-def test_loosened_verdict_by_cpu_time() -> None:
-    """The smoke test passes a target that only CPU time reaches, because rates say little on a busy machine."""
-    table = table_of({"ours": [run(40, server_us=5)], "theirs": [run(100, server_us=20)]}, FASTER)
-    assert not judge(table, loosen=2)[0].missed
-    table = table_of({"ours": [run(40, server_us=30)], "theirs": [run(100, server_us=20)]}, FASTER)
-    assert judge(table, loosen=2)[0].missed
+@pytest.mark.parametrize(("rate", "server_us", "missed"), [(40, 5, False), (400, 30, True)])
+def test_smoke_judges_cpu_time(rate: float, server_us: float, missed: bool) -> None:
+    """The smoke test judges a rate by CPU time alone, because rates say little on a busy machine."""
+    table = table_of({"ours": [run(rate, server_us=server_us)], "theirs": [run(100, server_us=20)]}, FASTER)
+    assert judge(table, loosen=2)[0].missed is missed
+
+
+def test_smoke_shows_a_latency() -> None:
+    """The smoke test shows a latency, however bad, and does not judge it."""
+    target = Target("ours", "p99_us", "theirs", at_most=1.3)
+    table = table_of({"ours": [run(1, p99_us=5900)], "theirs": [run(1, p99_us=100)]}, target)
+    (verdict,) = judge(table, loosen=2)
+    assert not verdict.missed
+    assert "not judged ours: p99 <= 2.6 x theirs: 59.00" in format_table(table, [verdict])
+
+
+@pytest.mark.parametrize(("kib", "missed"), [(15, False), (17, True)])
+def test_smoke_judges_memory(kib: float, missed: bool) -> None:
+    """The smoke test judges memory, which no other program disturbs."""
+    (verdict,) = judge(table_of({"ours": [{"kib": kib}]}, Target("ours", "kib", at_most=8)), loosen=2)
+    assert verdict.missed is missed
 
 
 def test_load_generator_as_the_limit() -> None:
