@@ -80,12 +80,12 @@ def test_client_takes_the_101() -> None:
     assert event.extra_headers == [(b"x-a", b"1")]
 
 
-def read_answer(data: bytes, method: str = "GET") -> tuple[h11.Response, bytes]:
+def read_answer(pieces: list[bytes], method: str = "GET") -> tuple[h11.Response, bytes]:
     """What h11, as a client, makes of an answer."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "h")]))
     client.send(h11.EndOfMessage())
-    client.receive_data(data)
+    client.receive_data(b"".join(pieces))
     response = client.next_event()
     assert isinstance(response, h11.Response)
     body = b""
@@ -112,6 +112,14 @@ def test_row_17_complete_answer(status: int, reason: bytes) -> None:
     response, body = read_answer(http_response(status, [("X-A", "1")], b"body"))
     assert (response.status_code, response.reason, body) == (status, reason, b"body")
     assert dict(response.headers) == {b"connection": b"close", b"content-length": b"4", b"x-a": b"1"}
+
+
+def test_the_body_of_an_answer_is_not_copied() -> None:
+    """The body is a piece of its own, and the object that was given: one page for however many peers."""
+    body = b"x" * 1000
+    pieces = http_response(200, (), body)
+    assert len(pieces) == 2
+    assert pieces[1] is body
 
 
 def test_answer_without_body() -> None:

@@ -7,6 +7,7 @@ process, but all that they send was made before. What OpenSSL allocates it canno
 from __future__ import annotations
 
 import gc
+import socket
 import tracemalloc
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -32,6 +33,7 @@ from robustness.victim import KIB, MIB, until, victim
 from support.certificates import make_tls
 from support.heads import UPGRADE, write_head
 from support.rawclient import open_raw, serving
+from support.servers import MemoryListener
 from trio_crowws import App, Connection, ConnectionClosed, Deflate
 from trio_crowws._options import Options
 from trio_crowws.testing import make_frame, shake_hands
@@ -496,3 +498,52 @@ async def test_tls(tmp_path: Path) -> None:
                 await use(stack)
             each = (server.memory - before) / count
     check("TLS", each, 0, TLS + IDLE)
+
+
+# Pages
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
+async def test_a_page_that_many_peers_do_not_read(tmp_path: Path, secure: bool) -> None:
+    """A page of 4 MiB is in memory once, and over TLS no more than a read of it as records, for each of 30 peers."""
+    count = 30
+    tls = make_tls(tmp_path)
+    certificate = [tls.certfile, tls.keyfile] if secure else None
+    with victim(tmp_path / "log", certificate=certificate) as server:
+        async with AsyncExitStack() as stack:
+
+            async def ask() -> None:
+                sock = trio.socket.socket()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel takes it all
+                await sock.connect(("127.0.0.1", server.port))
+                stream: trio.abc.Stream = trio.SocketStream(sock)
+                stack.push_async_callback(trio.aclose_forcefully, stream)
+                if secure:
+                    stream = trio.SSLStream(stream, tls.client, server_hostname="localhost", https_compatible=True)
+                await stream.send_all(b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await stream.receive_some(15)).startswith(b"HTTP/1.1 200")
+
+            await ask()
+            before = server.forget_peak()
+            for _ in range(count):
+                await ask()
+            each = (server.peak - before) / count
+    check("a page", each, 0, TLS + IDLE)
+
+
+async def test_a_page_that_many_streams_do_not_read() -> None:
+    """Over streams, too, a page is in memory once."""
+    page = b"x" * (4 * MIB)
+    app = App()
+    app.http("/page")(lambda _: page)
+    listener = MemoryListener(lockstep=True)  # whose streams hold nothing themselves
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(app.serve_listeners, [listener])
+        base = used()
+        for _ in range(10):
+            await listener.connect().send_all(b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        each = (used() - base) / 10
+        nursery.cancel_scope.cancel()
+    check("a page over a stream", each, 0, 64 * KIB)

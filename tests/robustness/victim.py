@@ -69,6 +69,12 @@ def make_app(*, compression: dict[str, Any] | None = None, **options: Any) -> Ap
     async def goodbye(conn: Connection) -> None:
         await conn.close(4000, "that was it")
 
+    page = b"x" * (4 * MIB)
+
+    @app.http("/page")
+    def show(_: object) -> bytes:
+        return page
+
     @app.http("/settle")
     def settle(_: object) -> dict[str, int]:
         """Give back what is free, so that what the system says is what is used."""

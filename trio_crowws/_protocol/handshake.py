@@ -357,8 +357,12 @@ def accept_response(
     return _join(lines, headers)
 
 
-def http_response(status: int, headers: Sequence[tuple[str, str]], body: bytes, *, head_only: bool = False) -> bytes:
-    """Return a complete answer that is not a 101; the connection is to be closed after it.
+def http_response(
+    status: int, headers: Sequence[tuple[str, str]], body: bytes, *, head_only: bool = False
+) -> list[bytes]:
+    """Return the pieces of an answer that is not a 101; the connection is to be closed after it.
+
+    The body is a piece of its own, and the same object: a page that many peers read at once is in memory once.
 
     Args:
       status: 200 to 599. The answers 204 and 304 have no body.
@@ -376,10 +380,10 @@ def http_response(status: int, headers: Sequence[tuple[str, str]], body: bytes, 
     upgrade = any(name.lower() == "upgrade" for name, _ in headers)
     lines.append("Connection: close, Upgrade" if upgrade else "Connection: close")
     if status in _BODILESS:
-        return _join(lines, headers)
+        return [_join(lines, headers)]
     lines.append(f"Content-Length: {len(body)}")
     head = _join(lines, headers)
-    return head if head_only else head + body
+    return [head, body] if body and not head_only else [head]
 
 
 def _join(lines: list[str], headers: Sequence[tuple[str, str]]) -> bytes:

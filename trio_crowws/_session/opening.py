@@ -120,7 +120,8 @@ class Opening:
         head_only = self._request is not None and self._request.method == "HEAD"
         answer = http_response(status, headers, body, head_only=head_only)
         self._finish()
-        self.transport.write(answer)
+        for piece in answer:
+            self.transport.write(piece)
         # Lingering: what the peer has sent behind its request must not destroy the answer (and is never interpreted).
         self.transport.close(self._timers.tick() + LINGER, linger=True)
 

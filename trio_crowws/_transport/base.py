@@ -21,19 +21,24 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol
 
 import trio
 
 from .timers import Timer, Timers
 
-__all__ = ["Address", "Receiver", "Transport", "TurnQueue"]
+__all__ = ["Address", "Receiver", "Transport", "TurnQueue", "count_small"]
 
 Address = tuple[str, int] | str | None
 """`(host, port)`, the path of a Unix socket, or `None` where the transport has no address."""
 
 READ_SIZE = 64 * 1024
 """Bytes of one read. A larger buffer makes the allocator map and unmap memory on every call."""
+
+JOIN_LIMIT = 64 * 1024
+"""Bytes. Pieces of this size and beyond are sent alone: joining them to their neighbours would only copy them, and a page
+that many peers read at once would be in memory once for each."""
 
 _PIECES = 512
 """So many pieces wait as they came, which shares the frame of a published message between all its subscribers."""
@@ -301,6 +306,14 @@ class Transport(ABC):
         """Take the receiver away; what still comes up is dropped."""
         receiver, self.receiver = self.receiver, _Discard()
         return receiver
+
+
+def count_small(pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+    """How many of `pieces` go out together: those before the first large one, or that one alone if it comes first."""
+    for count, piece in enumerate(pieces):
+        if len(piece) >= JOIN_LIMIT:
+            return count or 1
+    return len(pieces)
 
 
 class _Discard:

@@ -23,7 +23,7 @@ from time import perf_counter
 
 import trio
 
-from .base import READ_SIZE, Address, Transport, TurnQueue
+from .base import JOIN_LIMIT, READ_SIZE, Address, Transport, TurnQueue, count_small
 from .timers import Timers
 
 __all__ = ["Poller", "SocketTransport"]
@@ -57,9 +57,6 @@ _MOST_PASSED_OVER = 63
 
 _SMALL_READ = 1024
 """Bytes; so little of each socket is kept until a round has read all of them."""
-
-_JOIN_LIMIT = 64 * 1024
-"""Larger pieces are sent alone; joining them to their neighbours would only copy them once more."""
 
 
 class SocketTransport(Transport):
@@ -185,9 +182,10 @@ class SocketTransport(Transport):
         out = self._out
         while out and not self.blocked:
             data = out[0]
-            if len(out) > 1 and len(data) < _JOIN_LIMIT:
-                data = b"".join(out)
-                out[:] = (data,)
+            if len(out) > 1 and len(data) < JOIN_LIMIT:
+                count = len(out) if self.buffered < JOIN_LIMIT else count_small(out)
+                data = b"".join(out[:count])
+                out[:count] = (data,)
             try:
                 taken = self._sock.send(data)
             except (BlockingIOError, InterruptedError):

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import trio
 
-from .base import READ_SIZE, Address, Transport, TurnQueue
+from .base import READ_SIZE, Address, Transport, TurnQueue, count_small
 from .timers import Timers
 
 __all__ = ["StreamTransport", "addresses_of", "as_tls", "plain_address"]
@@ -122,8 +122,9 @@ class StreamTransport(Transport):
                 self._idle_writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
                 continue
-            data = b"".join(self._out)
-            self._out.clear()
+            count = count_small(self._out)
+            data = self._out[0] if count == 1 else b"".join(self._out[:count])
+            del self._out[:count]
             self.blocked = True
             self.receiver._on_stalled()
             try:

@@ -13,7 +13,7 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .base import READ_SIZE, Transport, TurnQueue
+from .base import READ_SIZE, Transport, TurnQueue, count_small
 
 if TYPE_CHECKING:
     from .poller import SocketTransport
@@ -147,15 +147,24 @@ class TLSTransport(Transport):
                 self._out.clear()  # without a handshake nothing can be said
                 self._flushed_for_close()
             return
-        if self._out and not self.blocked:
-            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-            self._out.clear()
-            # Piece by piece: the buffer between would never again be smaller than what once went through it.
-            for start in range(0, len(data), READ_SIZE):
-                self._tls.write(data[start : start + READ_SIZE])
-                self._send_records()
+        # Piece by piece, and no further than the socket takes: what waits is not kept a second time as records, and the
+        # buffer between would never again be smaller than what once went through it.
+        while self._out and not self.blocked:
+            self._tls.write(self._take_piece())
+            self._send_records()
         if not self._out and self._closing is not None and not self.closed:
             self._flushed_for_close()
+
+    def _take_piece(self) -> bytes | bytearray | memoryview:
+        """What goes into the next records: all small pieces together, or a part of a large one."""
+        out = self._out
+        count = count_small(out)
+        data = out[0] if count == 1 else b"".join(out[:count])
+        if len(data) > READ_SIZE:
+            out[:count] = (memoryview(data)[READ_SIZE:],)
+            return memoryview(data)[:READ_SIZE]
+        del out[:count]
+        return data
 
     def _send_records(self) -> None:
         lower = self._lower
