@@ -57,7 +57,7 @@ class Connection(Receiving):
 
     The contract: every method may be called from any task of its Trio loop. Sends are whole frames or nothing, in the
     order of the calls, and everything sent before `close` is on the wire before the Close frame. One task at a time may
-    wait in `receive`. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which says why; a
+    wait in `receive`, and none where callbacks take the messages. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which says why; a
     session handler may let that pass, it is a normal end, and out of a client's block it goes on to your code.
     Cancelling any of the calls leaves the connection as it was. Connections are made by the application's server or by
     `connect`, never by hand.
@@ -286,7 +286,8 @@ class Connection(Receiving):
         """Start a task that belongs to this connection: it is cancelled, and has ended, before `on_close`.
 
         An exception in it ends the connection like one in a handler. On a client's side the block goes on, and the
-        exception is raised when it is left.
+        exception is raised when it is left. A task that calls `receive` beside callbacks is refused; if it does not
+        catch that, it ends with a line in the log, and the connection goes on.
 
         Raises:
           ConnectionClosed: the connection has ended.

@@ -29,7 +29,7 @@ from .._protocol.events import CloseReceived, Fault, Ping, Pong
 from ..errors import ConnectionLost, HandlerError, ProtocolError
 from .ending import logger
 from .sending import Sending
-from .tasks import log_failure, sort_out
+from .tasks import CallbacksReceive, log_failure, sort_out
 
 if TYPE_CHECKING:
     from .._protocol.events import Event as FrameEvent
@@ -228,13 +228,15 @@ class Receiving(Sending):
 
         Raises:
           ConnectionClosed: the connection has ended and everything that came before has been taken.
-          trio.BusyResourceError: another task is waiting in `receive`.
+          trio.BusyResourceError: at once; another task is waiting in `receive`, or the messages go to callbacks: beside
+            `on_open`, `on_message` and their like nobody else can take one. Where that leaves a task of `start_soon`,
+            it is logged and costs that task alone.
 
         Cancellation: always a cancellation point; a message is never lost by it. A point where other tasks run when
         there is nothing to take, and now and then when there is.
         """
-        if self._waiter is not None:
-            raise trio.BusyResourceError("another task is already waiting for the next message")
+        if self._waiter is not None or self._callbacks.session is None:
+            raise self._busy()
         if self._inbox and self._taken % TAKEN_PER_TURN:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
@@ -246,13 +248,21 @@ class Receiving(Sending):
                 if self._phase is Phase.CLOSED:
                     raise self._closed_error()
                 if self._waiter is not None:  # another task took the message that this one was woken for
-                    raise trio.BusyResourceError("another task is already waiting for the next message")
+                    raise self._busy()
                 if self._prepare_to_park():
                     await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
             event = self._take(self._inbox)
             if not isinstance(event, (Ping, Pong)):
                 return event
             await self._call_control(event)
+
+    def _busy(self) -> Exception:
+        """Why a task must not wait for a message."""
+        if self._callbacks.session is not None:
+            return trio.BusyResourceError("another task is already waiting for the next message")
+        if self._phase is Phase.CLOSED:
+            return self._closed_error()
+        return CallbacksReceive(self.id)
 
     @trio.lowlevel.disable_ki_protection
     async def _run_callbacks(self) -> None:

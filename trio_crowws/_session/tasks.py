@@ -13,9 +13,21 @@ from ..errors import ConnectionClosed, HandlerError
 if TYPE_CHECKING:
     from .ending import Ending
 
-__all__ = ["Children", "Spawner", "log_failure", "sort_out", "unwrap"]
+__all__ = ["CallbacksReceive", "Children", "Spawner", "log_failure", "sort_out", "unwrap"]
 
 logger = logging.getLogger("trio_crowws")
+
+
+class CallbacksReceive(trio.BusyResourceError):
+    """`receive` was called beside callbacks, which take all the messages of the connection.
+
+    Attributes:
+      connection_id: the `id` of the connection.
+    """
+
+    def __init__(self, connection_id: str) -> None:
+        super().__init__("the messages of this connection go to its callbacks; receive() is for sessions and clients")
+        self.connection_id = connection_id
 
 
 def sort_out(connection_id: str, error: BaseException) -> tuple[Exception | None, BaseException | None]:
@@ -104,7 +116,9 @@ class Children:
                 await function(*args)
         except BaseException as error:  # sorted out here; what must pass is raised again below
             own, rest = sort_out(self._conn.id, error)
-            if own is not None:
+            if own is not None and self._is_refused(own):
+                log_failure(self._conn, "a task", own)
+            elif own is not None:
                 self.failure = self.failure or own
                 self._failed(own)
         finally:
@@ -113,6 +127,17 @@ class Children:
                 self._gone.set()
         if rest is not None:
             raise rest
+
+    def _is_refused(self, error: Exception) -> bool:
+        """Whether the task has only tried to take what the callbacks of this very connection get.
+
+        That has changed nothing for the connection, whose callbacks go on as if the task had never been there.
+        """
+
+        def is_refusal(leaf: BaseException) -> bool:
+            return isinstance(leaf, CallbacksReceive) and leaf.connection_id == self._conn.id
+
+        return ExceptionGroup("", [error]).split(is_refusal)[1] is None
 
     async def end(self, patience: float) -> None:
         """Cancel the tasks and wait until they have ended.
