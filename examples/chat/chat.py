@@ -10,13 +10,12 @@ import hmac
 import itertools
 import secrets
 import time
-import unicodedata
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from messages import ChatError
+from messages import ChatError, skeleton
 
 HISTORY = 50
 KEEP_ROOMS = 100
@@ -58,8 +57,8 @@ class Member:
 
     @property
     def key(self) -> str:
-        """What makes the name unique: `ADA` and `Ada` are one name."""
-        return unicodedata.normalize("NFKC", self.name).casefold()
+        """What makes the name unique: `ADA` and `Ada` are one name, and so is what only looks like it."""
+        return skeleton(self.name)
 
 
 @dataclass(frozen=True, slots=True)

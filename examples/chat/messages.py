@@ -20,6 +20,12 @@ MAX_KEY = 64
 _ROOM = re.compile(r"[a-z0-9_-]{1,32}")
 _KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}")
 _NAME_PUNCTUATION = " ._-'"
+# What is drawn as nothing although some of it are letters and marks: Unicode's Default_Ignorable_Code_Point (fillers,
+# variation selectors, tags, joiners), and two selectors of scripts that fonts seldom draw.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U00016fe4\U0001bc9d\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 class ChatError(Exception):
@@ -109,9 +115,20 @@ def clean_name(raw: str) -> str:
     # the text around, are in none of these categories.
     if not all(unicodedata.category(char)[0] in "LMN" or char in _NAME_PUNCTUATION for char in name):
         raise ChatError("bad_name", "A name is made of letters, digits, spaces and . _ - '")
-    if unicodedata.category(name[0])[0] not in "LN":
+    if unicodedata.category(name[0])[0] not in "LN" or _INVISIBLE.match(name):
         raise ChatError("bad_name", "A name begins with a letter or a digit.")
     return name
+
+
+def skeleton(name: str) -> str:
+    """What is seen of `name`, in one form: two names with the same skeleton look alike to a reader.
+
+    Upper case and lower case are one, and so are the wide, narrow, raised and ligature forms of a letter. What is drawn
+    as nothing is left out, before the composition of letters and marks, which it would stop, and after it, as some
+    forms of a filler become another filler. Letters of two scripts that look alike remain two letters.
+    """
+    folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", name)).casefold()
+    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", folded)).split())
 
 
 def clean_room(raw: str) -> str | None:

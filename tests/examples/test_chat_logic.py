@@ -201,6 +201,9 @@ def test_a_name_is_cleaned(raw: str, name: str) -> None:
         "-a",
         "a/b",
         "\U0001f985",
+        "\u3164",
+        "\u115fAda",
+        "\u1160 \uffa0",
     ],
 )
 def test_a_bad_name_is_refused(raw: str) -> None:
@@ -208,6 +211,56 @@ def test_a_bad_name_is_refused(raw: str) -> None:
     with pytest.raises(ChatError) as caught:
         clean_name(raw)
     assert caught.value.code == "bad_name"
+
+
+# Letters, marks and formats that are drawn as nothing; those that a name may not hold at all are here, too.
+UNSEEN = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b\u180e\u180f\u200b\u200d\u2060\u2064\u3164\ufe00\ufe0f\ufeff\uffa0"
+)
+UNSEEN += "\U00016fe4\U0001bc9d\U000e0001\U000e0041\U000e007f\U000e0100\U000e01ef"
+
+
+@pytest.mark.parametrize("unseen", UNSEEN, ids=ascii)
+@pytest.mark.parametrize("place", ["Ada{}", "A{}da", "A{0}{0}da{0}", "Ada {}", "Ada {} {}"])
+def test_what_is_not_seen_makes_no_other_name(place: str, unseen: str) -> None:
+    """A name with characters that are drawn as nothing is the same name as without them, wherever they stand."""
+    assert Member(place.format(unseen, unseen), "r").key == Member("Ada", "r").key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Ada", "ADA"),
+        ("Ada", "\uff21\uff44\uff41"),
+        ("Ada", "\u1d2cda"),
+        ("\ufb01n", "fin"),
+        ("Zo\u00eb", "Zoe\u0308"),
+        ("Zo\u00eb", "Zoe\u034f\u0308"),
+        ("Ada Byron", "Ada\u2009\u00a0Byron"),
+        ("Ada Byron", "Ada \u3164 Byron"),
+        ("\u1112\u1161", "\ud558"),
+        ("Stra\u00dfe", "STRASSE"),
+    ],
+)
+def test_what_looks_alike_is_one_name(one: str, other: str) -> None:
+    """The case, the width, the form of a letter and the kind of a space make no other name."""
+    assert Member(one, "r").key == Member(other, "r").key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Ada", "Ida"), ("Ada", "Ad\u00e1"), ("Ada B", "AdaB"), ("A-da", "A_da"), ("\u0915\u093f", "\u0915\u0940")],
+)
+def test_what_looks_different_is_two_names(one: str, other: str) -> None:
+    """Letters, accents, vowel signs, spaces and punctuation tell names apart."""
+    assert Member(one, "r").key != Member(other, "r").key
+
+
+@given(st.text(max_size=60))
+def test_a_key_is_its_own_key(name: str) -> None:
+    """The key of a key is the same key, so no detour over it makes a twin."""
+    key = Member(name, "r").key
+    assert Member(key, "r").key == key
 
 
 @given(st.text(max_size=60))

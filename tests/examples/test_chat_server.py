@@ -7,6 +7,7 @@ import json
 import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,16 @@ async def test_a_taken_name_is_an_error_and_not_the_end() -> None:
         assert (await join(other, "not-mine"))["code"] == "name_taken"
         await tell(other, type="message", text="Hello")
         assert (await hear(other))["code"] == "not_joined"
+
+
+@pytest.mark.parametrize("twin", ["Ada\ufe0f", "A\u034fda", "Ada\u3164", "\uff21da", "Ada\U000e0100"], ids=ascii)
+async def test_a_twin_name_is_taken(twin: str) -> None:
+    """A stranger whose name looks like that of a member gets a token for it, and is told that the name is taken."""
+    server = Server()
+    name = server.module.login(SimpleNamespace(query={"name": twin})).body
+    async with server.connect("Ada") as ada, server.connect(json.loads(name)["name"]) as other:
+        await join(ada, "mine")
+        assert (await join(other, "not-mine"))["code"] == "name_taken"
 
 
 async def test_typing_is_told_to_the_others_at_a_bounded_rate() -> None:

@@ -81,7 +81,7 @@ def test_a_pipe_gets_messages_as_they_are(data: str | bytes, expected: bytes) ->
     assert PlainShow(escaped=False).message(data) == Piece(expected + b"\n")
 
 
-@pytest.mark.parametrize("event", EVENTS.keys() - {"text", "binary"})
+@pytest.mark.parametrize("event", sorted(EVENTS.keys() - {"text", "binary"}))
 def test_a_pipe_gets_nothing_but_messages(event: str) -> None:
     """All else goes to the standard error."""
     assert EVENTS[event](PlainShow(escaped=False)).to_error
