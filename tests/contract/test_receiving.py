@@ -151,23 +151,6 @@ async def test_a_receiver_is_never_forgotten(autojump_clock: trio.testing.MockCl
                 await peer.close()
 
 
-async def test_receive_in_a_callback_takes_the_next_message() -> None:
-    """A callback may wait for the next message itself; what it takes is not delivered again."""
-    app = App()
-
-    async def on_message(conn: Connection, message: str) -> None:
-        await conn.send(f"{message}, {await conn.receive()!r}")
-
-    recorder = Recorder(app, hooks={"message": on_message})
-    async with serving(app) as site, site.connect() as peer:
-        for text in ("one", "two", "three", "four"):
-            await peer.send(text)
-        assert [await peer.receive(), await peer.receive()] == ["one, 'two'", "three, 'four'"]
-        await peer.close()
-    recorder.check()
-    assert recorder.values("message") == ["one", "three"]
-
-
 # A busy handler
 
 

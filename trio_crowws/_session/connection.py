@@ -57,8 +57,9 @@ class Connection(Receiving):
 
     The contract: every method may be called from any task of its Trio loop. Sends are whole frames or nothing, in the
     order of the calls, and everything sent before `close` is on the wire before the Close frame. One task at a time may
-    wait in `receive`, and none where callbacks take the messages. Once the connection is closing, `send` and `receive` raise `ConnectionClosed`, which says why; a
-    session handler may let that pass, it is a normal end, and out of a client's block it goes on to your code.
+    wait in `receive`, and none where callbacks take the messages. Once the connection is closing, `send` and `receive`
+    raise `ConnectionClosed`, which says why; a session handler may let that pass, it is a normal end, and out of a
+    client's block it goes on to your code.
     Cancelling any of the calls leaves the connection as it was. Connections are made by the application's server or by
     `connect`, never by hand.
 
