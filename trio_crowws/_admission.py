@@ -169,6 +169,7 @@ class Admission:
 
     # The tasks
 
+    @trio.lowlevel.enable_ki_protection
     async def _answer(self, opening: Opening, request: Request, route: HTTPRoute) -> None:
         try:
             outcome = await self._decider.decide(opening, request, None)
@@ -184,6 +185,7 @@ class Admission:
         finally:
             self._task_ended()
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_connection(self, upgrade: Upgrade, conn: Connection | None) -> None:
         """The task of one connection, which is open already if nobody had to be asked."""
         try:

@@ -33,6 +33,7 @@ class App(Site):
       ValueError: an option has a value that is not allowed; the message names it.
     """
 
+    @trio.lowlevel.enable_ki_protection
     async def serve(
         self,
         host: str | None = "127.0.0.1",
@@ -64,6 +65,7 @@ class App(Site):
         sockets = [open_unix(unix, backlog)] if unix is not None else await open_tcp(host, port, backlog)
         await Server(self)._serve_sockets(sockets, ssl_context, task_status)
 
+    @trio.lowlevel.enable_ki_protection
     async def serve_listeners(
         self,
         listeners: Sequence[trio.abc.Listener[Any]],
@@ -82,6 +84,7 @@ class App(Site):
             raise ValueError("serve_listeners needs at least one listener")
         await Server(self)._serve_listeners(listeners, task_status)
 
+    @trio.lowlevel.enable_ki_protection
     async def serve_stream(
         self, stream: trio.abc.Stream, *, remote_address: Address = None, local_address: Address = None
     ) -> None:

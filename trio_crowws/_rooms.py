@@ -77,6 +77,7 @@ class Rooms:
         self._members: dict[str, set[Connection]] = {}
         self._joined: dict[Connection, set[str]] = {}
 
+    @trio.lowlevel.enable_ki_protection
     def join(self, conn: Connection, room: str) -> bool:
         """Make `conn` a member of `room`; `False` if it is one already."""
         if not isinstance(room, str):
@@ -88,6 +89,7 @@ class Rooms:
         self._joined.setdefault(conn, set()).add(room)
         return True
 
+    @trio.lowlevel.enable_ki_protection
     def leave(self, conn: Connection, room: str) -> bool:
         """End the membership of `conn` in `room`; `False` if there was none."""
         members = self._members.get(room)
@@ -102,6 +104,7 @@ class Rooms:
             del self._joined[conn]
         return True
 
+    @trio.lowlevel.enable_ki_protection
     def leave_all(self, conn: Connection) -> None:
         """End every membership of `conn`."""
         for room in self.of(conn):

@@ -112,6 +112,7 @@ class Server:
 
     # The end
 
+    @trio.lowlevel.enable_ki_protection
     async def drain(self, grace: float | None = None, code: int = 1012, spread: float = 0) -> None:
         """Shut down in an orderly way and wait until that is done.
 
@@ -140,6 +141,7 @@ class Server:
             self._asked.set()
         await self._finished.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Shut down for good: `drain` with 1001 and the option `shutdown_grace`."""
         await self.drain(code=1001)
@@ -148,6 +150,7 @@ class Server:
         """Wait until the server has ended, for whatever reason."""
         await self._finished.wait()
 
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """Drop every connection at once, without a Close frame. `on_error` and `on_close` still run."""
         self._stop_accepting()
@@ -160,6 +163,7 @@ class Server:
 
     # The ways to serve
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve_sockets(
         self,
         listening: list[ListeningSocket],
@@ -170,6 +174,7 @@ class Server:
         self._ssl_context = ssl_context
         await self._serve(listening, (), task_status)
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve_listeners(
         self, listeners: Sequence[trio.abc.Listener[Any]], task_status: trio.TaskStatus[Server]
     ) -> None:
@@ -188,6 +193,7 @@ class Server:
                 for listener in others:
                     await trio.aclose_forcefully(listener)
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
         """Serve one connection over `stream`."""
 
@@ -253,6 +259,7 @@ class Server:
             await self._shut_down()
             nursery.cancel_scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def _host_route(self, route: Route, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self._admission.nurseries[route] = nursery
@@ -286,6 +293,7 @@ class Server:
 
     # Accepting
 
+    @trio.lowlevel.enable_ki_protection
     async def _accept(self, listening: list[ListeningSocket], others: Sequence[trio.abc.Listener[Any]]) -> None:
         with self._accepting:
             async with trio.open_nursery() as nursery:
@@ -294,6 +302,7 @@ class Server:
                 for listener in others:
                     nursery.start_soon(self._accept_streams, listener)
 
+    @trio.lowlevel.enable_ki_protection
     async def _accept_streams(self, listener: trio.abc.Listener[Any]) -> None:
         async with listener:
             while True:

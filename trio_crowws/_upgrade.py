@@ -15,10 +15,10 @@ from ._protocol.deflate_offer import negotiate
 from ._protocol.framing import FrameReader
 from ._protocol.handshake import accept_response, choose_subprotocol
 from ._session.accepting import Accept, Reject, Response, as_response
+from ._session.calling import call
 from ._session.connection import Connection
 from ._session.ending import Parts
 from ._session.handlers import Callback, Callbacks
-from ._session.receiving import call
 from ._session.tasks import sort_out
 from .errors import HandlerError, HandshakeError
 

@@ -57,9 +57,11 @@ class SharedEngine:
         """
         if not self._leave():
             return
-        await self.engine.aclose()
-        with trio.CancelScope(deadline=trio.current_time() + _PATIENCE, shield=True):
-            await self._ended.wait()
+        try:
+            await self.engine.aclose()
+        finally:  # Ctrl-C, too, waits for the tasks that it has ended
+            with trio.CancelScope(deadline=trio.current_time() + _PATIENCE, shield=True):
+                await self._ended.wait()
 
     def _leave(self) -> bool:
         self._users -= 1

@@ -31,6 +31,7 @@ import trio
 
 from .._closeinfo import CloseCode, CloseInfo
 from .._protocol.url import parse_url
+from .._session.calling import call_plain, run_unprotected
 from .._session.handlers import make_callback
 from .._session.tasks import sort_out
 from ..errors import (
@@ -123,6 +124,7 @@ def _response_of(error: Exception) -> ServerResponse | None:
     return error.response if isinstance(error, Rejected | ProxyError) else None
 
 
+@trio.lowlevel.enable_ki_protection
 async def keep_connected(
     handler: Callable[[Connection], Awaitable[T]],
     url: str,
@@ -244,7 +246,7 @@ class _Link(Generic[T]):
         """Call `on_state`; once it has raised, never again."""
         on_state, self._on_state = self._on_state, None
         if on_state is not None:
-            on_state(LinkState(phase, self._failures + 1, delay, error))
+            call_plain(on_state, LinkState(phase, self._failures + 1, delay, error))
             self._on_state = on_state
 
     async def run(self) -> T:
@@ -256,7 +258,7 @@ class _Link(Generic[T]):
             if isinstance(outcome, _Done):
                 return outcome.result
             error = outcome
-            if self._is_final(error):
+            if call_plain(self._is_final, error):
                 raise error
             delay = self._delay_after(error)
             self.tell(LinkPhase.WAITING, delay=delay, error=error)
@@ -295,7 +297,7 @@ class _Link(Generic[T]):
                 # Whatever it raises is caught in here, so that the nursery does not put a group around it.
                 try:
                     with scope:
-                        done = _Done(await self._handler(conn), conn.is_open)
+                        done = _Done(await run_unprotected(self._handler, conn), conn.is_open)
                 except BaseException as error:
                     own, rest = sort_out(conn.id, error)
                     failure = rest if own is None else error
@@ -326,6 +328,7 @@ def _is_closed_by_us(info: CloseInfo) -> bool:
     return info.initiator == "local" and (info.error is None or isinstance(info.error, CloseTimeout | ConnectionLost))
 
 
+@trio.lowlevel.enable_ki_protection
 async def _cancel_late(conn: Connection, scope: trio.CancelScope, grace: float) -> None:
     """Cancel a handler that does not notice that its connection has ended, unless it has ended that itself."""
     if _is_closed_by_us(await conn.wait_closed()):

@@ -39,7 +39,9 @@ class PublishResult(Protocol):
 class RoomsLike(Protocol):
     """What a connection needs of the application's rooms."""
 
+    @trio.lowlevel.enable_ki_protection
     def join(self, conn: Connection, room: str) -> bool: ...
+    @trio.lowlevel.enable_ki_protection
     def leave(self, conn: Connection, room: str) -> bool: ...
     def of(self, conn: Connection) -> frozenset[str]: ...
     def publish(
@@ -170,6 +172,7 @@ class Connection(Receiving):
     def __aiter__(self) -> Connection:
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> str | bytes:
         """The next message; the loop ends with the closing handshake and raises if there was none.
 
@@ -181,6 +184,7 @@ class Connection(Receiving):
         except ConnectionClosedOK:
             raise StopAsyncIteration from None
 
+    @trio.lowlevel.enable_ki_protection
     async def ping(self) -> float:
         """Send a ping and wait for its pong (RFC 6455 section 5.5.2).
 
@@ -209,6 +213,7 @@ class Connection(Receiving):
 
     # Closing
 
+    @trio.lowlevel.enable_ki_protection
     async def close(self, code: int = 1000, reason: str = "") -> CloseInfo:
         """Close the connection and wait until it is closed (RFC 6455 section 7.1.2).
 
@@ -227,16 +232,19 @@ class Connection(Receiving):
         self.close_nowait(code, reason)
         return await self._wait_closed()
 
+    @trio.lowlevel.enable_ki_protection
     def close_nowait(self, code: int = 1000, reason: str = "") -> None:
         """Begin to close without waiting; see `close`."""
         code, reason = check_close(code, reason)
         self._begin_local_close(code, reason)
 
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """Drop the connection at once, without a Close frame; both sides see 1006. What is queued is lost."""
         self._initiate("local")
         self._apply(Event.LOST)
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_closed(self) -> CloseInfo:
         """Wait until the connection is closed. `on_close` may still be running then.
 
@@ -283,6 +291,7 @@ class Connection(Receiving):
 
     # Tasks and handlers
 
+    @trio.lowlevel.enable_ki_protection
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task that belongs to this connection: it is cancelled, and has ended, before `on_close`.
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from .receiving import call
+from .calling import Call
 from .tasks import log_failure, sort_out
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
       listed: where the connection is listed from before `on_open` until just before `on_close`.
     """
     pending = None
-    opened = finished = False
+    opened = entered = finished = False
     try:
         with conn.cancel_scope:
             if conn.buffered:  # nearly always the kernel has taken the 101 already
@@ -73,11 +73,17 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
                 log_start(conn)
                 conn._begin(early_data)
                 del early_data
-                if conn._callbacks.session is not None:
-                    await _call_unprotected(conn._callbacks.session, conn)
-                else:
-                    if conn._callbacks.open is not None:
-                        await _call_unprotected(conn._callbacks.open, conn)
+                session = conn._callbacks.session
+                first = session or conn._callbacks.open
+                if first is not None:
+                    beginning = Call(first, conn)
+                    try:
+                        await beginning.run()
+                    finally:
+                        entered = beginning.entered
+                        del beginning
+                entered = True
+                if session is None:
                     await conn._run_callbacks()
             finished = True
     except BaseException as error:
@@ -85,7 +91,7 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:
         logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     conn._finish(1000 if finished else 1001)
-    await _end(conn, listed if opened else None, pending)
+    await _end(conn, listed if opened else None, pending, entered=entered)
 
 
 async def leave(conn: Connection, error: BaseException | None) -> BaseException | None:
@@ -129,18 +135,30 @@ def _handler_raised(conn: Connection, error: BaseException) -> BaseException | N
     return pending
 
 
-async def _end(conn: Connection, listed: Listed | None, pending: BaseException | None) -> None:
-    """The four steps after the handler; the last two only for a connection that was opened, and so is listed."""
+async def _end(conn: Connection, listed: Listed | None, pending: BaseException | None, *, entered: bool) -> None:
+    """The four steps after the handler; the last two only for a connection that was opened, and so is listed.
+
+    `entered` is whether its `on_open`, or its session, has begun: one that was interrupted before is not told the end.
+    """
     if conn.close_info is None:
         pending = await _close(conn, pending)
     await conn._end_children()
     try:
         if listed is not None:
-            await _say_goodbye(conn, listed)
+            await _say_goodbye(conn, listed, entered=entered)
             _log_end(conn)
-    finally:
-        if pending is not None:
+    except BaseException as error:
+        pending = _weightier(pending, error)
+    if pending is not None:
+        try:
             raise pending
+        finally:
+            del pending  # it refers to this frame, and so to itself
+
+
+def _weightier(one: BaseException | None, other: BaseException) -> BaseException:
+    """Which of two has to go on: a cancellation comes again where it matters, KeyboardInterrupt and its like do not."""
+    return other if one is None or BaseExceptionGroup("", [one]).split(trio.Cancelled)[1] is None else one
 
 
 async def _close(conn: Connection, pending: BaseException | None) -> BaseException | None:
@@ -152,15 +170,21 @@ async def _close(conn: Connection, pending: BaseException | None) -> BaseExcepti
             pending = error
     if conn.close_info is None:
         # Shielded, so that a cooperative peer of a cancelled connection sees 1001; the deadline is short.
-        with trio.CancelScope(deadline=trio.current_time() + CANCELLED_GRACE, shield=True):
-            await conn.wait_closed()
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + CANCELLED_GRACE, shield=True):
+                await conn.wait_closed()
+        except KeyboardInterrupt as error:  # in the block of a client, the second one: it does not want to wait
+            pending = _weightier(pending, error)
     conn._give_up_closing()
     return pending
 
 
-async def _say_goodbye(conn: Connection, listed: Listed) -> None:
+async def _say_goodbye(conn: Connection, listed: Listed, *, entered: bool) -> None:
     info = conn.close_info
     assert info is not None
+    if not entered:
+        listed.leave()
+        return
     callbacks = conn._callbacks
     deadline = conn._timers.tick() + conn.options.callback_timeout
     try:
@@ -173,21 +197,29 @@ async def _say_goodbye(conn: Connection, listed: Listed) -> None:
 
 
 async def _call_last(conn: Connection, name: str, callback: Callback, argument: object, deadline: float) -> None:
+    interrupt: KeyboardInterrupt | None = None
+    entered = False
     # Shielded: these two are delivered whatever is cancelled. They share one deadline, so they cannot hold it up.
     with trio.CancelScope(deadline=deadline, shield=True) as scope:
+        while not entered:
+            last = Call(callback, conn, argument)
+            try:
+                await last.run()
+            except KeyboardInterrupt as error:  # it is kept aside if the callback has not heard of it
+                interrupt = error
+            except Exception as error:
+                log_failure(conn, name, error)
+            finally:
+                entered = last.entered
+    if interrupt is not None:
         try:
-            await _call_unprotected(callback, conn, argument)
-        except Exception as error:
-            log_failure(conn, name, error)
+            raise interrupt
+        finally:
+            del interrupt  # it refers to this frame, and so to itself
     if scope.cancelled_caught:
         logger.warning(
             "[%s] %s was cancelled: callback_timeout=%g is over", conn.id, name, conn.options.callback_timeout
         )
-
-
-@trio.lowlevel.disable_ki_protection
-async def _call_unprotected(callback: Callback, *arguments: object) -> None:
-    await call(callback, *arguments)
 
 
 def log_start(conn: Connection) -> None:

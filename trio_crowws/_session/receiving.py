@@ -17,16 +17,16 @@ Theory of operation
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from .._closeinfo import CloseCode, CloseFrame
 from .._protocol.closing import Event, Phase
 from .._protocol.events import CloseReceived, Fault, Ping, Pong
-from ..errors import ConnectionLost, HandlerError, ProtocolError
+from ..errors import ConnectionLost, ProtocolError
+from .calling import call, refuse_awaitable
 from .ending import logger
 from .sending import Sending
 from .tasks import CallbacksReceive, log_failure, sort_out
@@ -210,6 +210,7 @@ class Receiving(Sending):
             self._interrupt = error
             self._wake()
 
+    @trio.lowlevel.enable_ki_protection
     def _no_callback(self, message: str | bytes) -> None:
         """A kind of message that the application has no callback for: nobody listens at all, or only to the other."""
         if self._callbacks.text is self._callbacks.binary:
@@ -220,6 +221,7 @@ class Receiving(Sending):
 
     # What the handler takes
 
+    @trio.lowlevel.enable_ki_protection
     async def receive(self) -> str | bytes:
         """Wait for the next message.
 
@@ -264,37 +266,42 @@ class Receiving(Sending):
             return self._closed_error()
         return CallbacksReceive(self.id)
 
-    @trio.lowlevel.disable_ki_protection
+    @trio.lowlevel.enable_ki_protection
     async def _run_callbacks(self) -> None:
         """Call the callbacks for every message, until the connection has ended and the inbox is empty."""
-        event: str | bytes | Ping | Pong | None
         while True:
-            while self._inbox:
-                event = self._take(self._inbox)
-                if isinstance(event, str):
-                    callback = self._callbacks.text
-                elif isinstance(event, bytes):
-                    callback = self._callbacks.binary
-                else:
-                    await self._call_control(event)
-                    continue
-                if callback is None:
-                    self._no_callback(event)
-                elif callback.is_async:
-                    await callback.function(self, event)
-                else:
-                    refuse_awaitable(callback, callback.function(self, event))
-                if self._taken % TAKEN_PER_TURN == 0:
-                    await trio.lowlevel.checkpoint()
+            if self._inbox:
+                await self._work()
             if self._phase > _ANSWERING:
                 return
-            event = None  # an idle connection does not keep its last message
             if self._prepare_to_park():
                 self._idle = True
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
                 if self._interrupt is not None:
                     raise self._interrupt
 
+    @trio.lowlevel.disable_ki_protection  # an interrupt ends the handler, wherever it comes, so no harm is done
+    async def _work(self) -> None:
+        """Call the callbacks for what is in the inbox."""
+        while self._inbox:
+            event = self._take(self._inbox)
+            if isinstance(event, str):
+                callback = self._callbacks.text
+            elif isinstance(event, bytes):
+                callback = self._callbacks.binary
+            else:
+                await self._call_control(event)
+                continue
+            if callback is None:
+                self._no_callback(event)
+            elif callback.is_async:
+                await callback.function(self, event)
+            else:
+                refuse_awaitable(callback, callback.function(self, event))
+            if self._taken % TAKEN_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+
+    @trio.lowlevel.enable_ki_protection
     def _take(self, inbox: deque[str | bytes | Ping | Pong]) -> str | bytes | Ping | Pong:
         event = inbox.popleft()
         self._taken += 1
@@ -354,25 +361,3 @@ class Receiving(Sending):
         self._inbox = None
         self._inbox_size = 0
         super()._begin_local_close(code, reason)
-
-
-async def call(callback: Callback, *arguments: object) -> Any:
-    """Call `callback` and wait for it if it is async."""
-    if callback.is_async:
-        return await callback.function(*arguments)
-    result = callback.function(*arguments)
-    refuse_awaitable(callback, result)
-    return result
-
-
-def refuse_awaitable(callback: Callback, result: object) -> None:
-    """A plain function must not return what somebody would have to await.
-
-    Raises:
-      HandlerError: it does.
-    """
-    if result is not None and inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()
-        name = getattr(callback.function, "__qualname__", repr(callback.function))
-        raise HandlerError(f"{name} is a plain function but returned an awaitable; declare it with async def")

@@ -89,6 +89,7 @@ class Sending(Ending):
         self._dressed = True
         self.compression = agreed
 
+    @trio.lowlevel.enable_ki_protection
     async def send(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> None:
         """Send one message: `str` as text, bytes-like data as binary.
 
@@ -122,6 +123,7 @@ class Sending(Ending):
             self._write(frame)
         self.messages_sent += 1
 
+    @trio.lowlevel.enable_ki_protection
     def send_nowait(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> bool:
         """Send one message without waiting; for plain callbacks, and for data that a slow peer may lose.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import trio
 
 from ..errors import ConnectionClosed, HandlerError
+from .calling import run_unprotected
 
 if TYPE_CHECKING:
     from .ending import Ending
@@ -107,13 +108,17 @@ class Children:
         name = f"{self._conn.id} {getattr(function, '__qualname__', repr(function))}"
         nursery.start_soon(self._run, scope, function, args, name=name)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(
         self, scope: trio.CancelScope, function: Callable[..., Awaitable[object]], args: tuple[object, ...]
     ) -> None:
         rest = None
         try:
             with scope:
-                await function(*args)
+                if self._conn._client:  # an interrupt is for the main task, which has scopes that it can leave
+                    await function(*args)
+                else:
+                    await run_unprotected(function, *args)
         except BaseException as error:  # sorted out here; what must pass is raised again below
             own, rest = sort_out(self._conn.id, error)
             if own is not None and self._is_refused(own):
@@ -153,7 +158,17 @@ class Children:
         for scope in self._scopes:
             scope.cancel()
         self._gone = trio.Event()
+        interrupt: KeyboardInterrupt | None = None
         with trio.CancelScope(deadline=trio.current_time() + patience, shield=True) as waiting:
-            await self._gone.wait()
+            while self._scopes:
+                try:
+                    await self._gone.wait()
+                except KeyboardInterrupt as error:  # it comes through a shield, to the block of a client
+                    interrupt = error
         if waiting.cancelled_caught:
             logger.warning("[%s] a task of the connection does not react to its cancellation", self._conn.id)
+        if interrupt is not None:
+            try:
+                raise interrupt
+            finally:
+                del interrupt  # it refers to this frame, and so to itself

@@ -139,6 +139,7 @@ class Transport(ABC):
           OSError: the system cannot watch one more descriptor; the socket is still the caller's.
         """
 
+    @trio.lowlevel.enable_ki_protection
     def write(self, data: bytes | memoryview) -> None:
         """Collect `data`; it leaves when the caller gives up control. Ignored once the transport is closed."""
         if self._shut:

@@ -46,6 +46,7 @@ class Engine:
         self._running = trio.Event()
         self._scope = trio.CancelScope(shield=shielded)  # ended by aclose, whose own wait has a deadline
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Serve until `aclose`.
 
@@ -120,6 +121,7 @@ class Engine:
         self._nursery.start_soon(self._run_stream, transport)
         return transport
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_stream(self, transport: StreamTransport) -> None:
         try:
             await transport.run()
@@ -146,9 +148,13 @@ class Engine:
 
         Shielded, because what was begun to be closed has to be closed; the deadline bounds it.
         """
-        with trio.CancelScope(deadline=deadline, shield=True):
-            while not transport.released:
-                await self.turns.wait_release()
+        try:
+            with trio.CancelScope(deadline=deadline, shield=True):
+                while not transport.released:
+                    await self.turns.wait_release()
+        except KeyboardInterrupt:  # it comes through a shield
+            transport.abort()
+            raise
         if not transport.released:
             transport.abort()
             with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):

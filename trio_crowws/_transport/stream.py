@@ -113,6 +113,7 @@ class StreamTransport(Transport):
         self._at_end = True
         self._report_end()
 
+    @trio.lowlevel.enable_ki_protection
     async def _write_pump(self) -> None:
         while True:
             if not self._out:
