@@ -33,11 +33,15 @@ class Deflate:
 
     A connection whose client compresses needs about `8 KiB + 2**client_max_window_bits` bytes from its first compressed
     message on: 12 KiB with the defaults, 40 KiB where the client cannot limit its window, and nothing between messages
-    with `client_no_context_takeover`. With `server_no_context_takeover=False` it needs another
+    where the client has offered to keep no context. With `server_no_context_takeover=False` it needs another
     `6 KiB + 2**(server_max_window_bits + 2) + 2**(mem_level + 9)`: 38 KiB with the defaults, 262 KiB with 15 and 8.
 
-    The names keep their sides where a client offers it. A client keeps a context by default, and so has a compressor
-    for each connection.
+    What concerns the server, a server does with every client. What concerns the client, it can have of those that offer
+    it: a server never answers with a parameter that was not offered.
+
+    The names keep their sides at a client. There what is said about the server is a wish: whatever the server answers is
+    agreed to, and what it may send then costs `8 KiB + 2**15` bytes, or less if it limits itself. What is said about
+    the client, the client does by itself. It keeps a context by default, and so has a compressor for each connection.
 
     Raises:
       TypeError: a value is of the wrong type.
@@ -51,13 +55,14 @@ class Deflate:
     mem_level: int = 5
     """1 to 9: how much memory zlib may use beyond the window."""
     server_max_window_bits: int = 12
-    """9 to 15: the window of what the server sends has at most two to the power of this bytes."""
+    """9 to 15: the window of what the server sends has at most two to the power of this bytes. A client tells the server
+    only of less than 12, because not all servers bear to be told."""
     client_max_window_bits: int = 12
     """9 to 15: the same for what the client sends; 15 where the client does not offer to limit it."""
     server_no_context_takeover: bool = True
-    """The server compresses each message by itself."""
+    """The server compresses each message by itself. A client asks for it where it asks for a smaller window."""
     client_no_context_takeover: bool = False
-    """The client has to compress each message by itself."""
+    """The client compresses each message by itself. A server can have that only of a client that offers it."""
 
     def __post_init__(self) -> None:
         for name, (minimum, maximum) in _RANGES.items():

@@ -204,6 +204,7 @@ def open_connection(
     parts = Parts(connection_id, request, options, opening.transport, timers, reader)
     conn = Connection(parts, upgrade.callbacks, rooms, upgrade.nursery)
     if agreement is not None and options.compression is not None:
+        assert agreement.setting is not None  # an offer that asks for what zlib cannot do is declined
         conn._compress_with(packers.get(agreement.setting, options.compression.threshold), agreement.header)
     conn.subprotocol = subprotocol
     conn.userdata = accepted.userdata

@@ -160,7 +160,8 @@ class Peer:
         self.auto_close = True
         self.compression = None if agreement is None else agreement.header
         self._inflater = None if agreement is None else Inflater(agreement, None, client=True)
-        self._compressor = None if agreement is None else Compressor(agreement.setting)
+        setting = None if agreement is None else agreement.setting
+        self._compressor = None if setting is None else Compressor(setting)
         self._ws = Connection(ConnectionType.CLIENT, None if self._inflater is None else [self._inflater])
         self._early = early
         self._events: list[Event] = []

@@ -79,10 +79,9 @@ async def test_what_is_on_the_wire() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        "permessage-deflate",  # keeps a context, which the client has asked it not to
-        "permessage-deflate; server_no_context_takeover; server_max_window_bits=15",
+        "permessage-deflate; server_max_window_bits=16",
         "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; unknown",
-        "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; client_max_window_bits=8",
+        "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; client_max_window_bits=7",
         "permessage-bzip2",
         f"{PLAIN}, {PLAIN}",
     ],
@@ -104,3 +103,41 @@ def test_the_option_is_checked_at_the_call() -> None:
     """Something else than `Deflate(...)` is refused before anything is done."""
     with pytest.raises(TypeError, match=r"option compression=True is not allowed; it must be Deflate"):
         connect("ws://h/", compression=True)
+
+
+async def test_a_window_that_zlib_cannot_make() -> None:
+    """Where the server allows a window of 8 bits, the client sends its messages as they are, and inflates what comes."""
+    peers: list[RawPeer] = []
+    answer = "permessage-deflate; server_max_window_bits=8; client_max_window_bits=8"
+    stream = zlib.compressobj(9, zlib.DEFLATED, -9)
+    compressed = (stream.compress(TEXT.encode()[:200]) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+    async def script(peer: RawPeer) -> None:
+        peers.append(peer)
+        await peer.accept(EXTENSION + answer)
+        await peer.send(bytes((0x81 | RSV1, len(compressed))) + compressed)
+        await serve_to_the_end(peer)
+
+    async with raw_server(script) as server, connect(server.url, compression=Deflate(threshold=0)) as conn:
+        assert conn.compression == answer
+        assert await conn.receive() == TEXT[:200]
+        await conn.send(TEXT)
+        await conn.send(TEXT, compress=True)
+        assert conn.send_nowait(TEXT, compress=True)
+        conn.close_nowait()
+    texts = [frame for frame in peers[0].frames if frame.first & 0x0F == 1]
+    assert [(frame.first, frame.payload) for frame in texts] == [(0x81, TEXT.encode())] * 3
+
+
+async def test_a_server_that_refuses_parameters() -> None:
+    """What browsers offer is accepted by servers that refuse the handshake because of any other parameter."""
+
+    async def script(peer: RawPeer) -> None:
+        await peer.read_head()
+        assert peer.header("sec-websocket-extensions") == "permessage-deflate; client_max_window_bits"
+        await peer.accept(EXTENSION + "permessage-deflate; client_no_context_takeover; server_no_context_takeover")
+        await serve_to_the_end(peer)
+
+    async with raw_server(script) as server, connect(server.url, compression=Deflate()) as conn:
+        assert conn.compression is not None
+        conn.close_nowait()

@@ -42,19 +42,15 @@ def endpoint() -> Generator[Endpoint]:
 @pytest.mark.parametrize(
     ("compression", "agreed"),
     [
-        (
-            Deflate(),
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; client_max_window_bits=12",
-        ),
+        (Deflate(), "permessage-deflate; client_max_window_bits=12"),
         (
             Deflate(
                 threshold=0,
                 server_no_context_takeover=False,
-                client_no_context_takeover=True,
                 server_max_window_bits=15,
                 client_max_window_bits=9,
             ),
-            "permessage-deflate; client_no_context_takeover; client_max_window_bits=9",
+            "permessage-deflate; client_max_window_bits=9",
         ),
     ],
     ids=["default", "context"],

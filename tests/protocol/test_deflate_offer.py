@@ -24,6 +24,23 @@ WIDE = Deflate(
 """Asks for nothing, so an answer shows only what the offer asks for."""
 
 
+PARAMETERS = [
+    "server_no_context_takeover",
+    "client_no_context_takeover",
+    "client_max_window_bits",
+    *(f"{side}_max_window_bits={bits}" for side in ("server", "client") for bits in (9, 12, 15)),
+]
+"""What an offer may have."""
+
+configs = st.builds(
+    Deflate,
+    server_max_window_bits=st.integers(9, 15),
+    client_max_window_bits=st.integers(9, 15),
+    server_no_context_takeover=st.booleans(),
+    client_no_context_takeover=st.booleans(),
+)
+
+
 def accept(*offers: str, config: Deflate = WIDE) -> Agreement:
     agreement = negotiate(offers, config)
     assert agreement is not None
@@ -144,26 +161,41 @@ def test_what_is_offered_is_granted(offer: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("offer", "expected"),
     [
-        ("", "server_max_window_bits=11"),
-        ("client_max_window_bits", "server_max_window_bits=11; client_max_window_bits=10"),
-        ("client_max_window_bits=15", "server_max_window_bits=11; client_max_window_bits=10"),
-        ("client_max_window_bits=9", "server_max_window_bits=11; client_max_window_bits=9"),
+        ("client_max_window_bits", "client_max_window_bits=10"),
+        ("client_max_window_bits=15", "client_max_window_bits=10"),
+        ("client_max_window_bits=9", "client_max_window_bits=9"),
         ("server_max_window_bits=15", "server_max_window_bits=11"),
         ("server_max_window_bits=10", "server_max_window_bits=10"),
+        ("server_max_window_bits=13; client_max_window_bits", "server_max_window_bits=11; client_max_window_bits=10"),
     ],
 )
 def test_smaller_window_wins(offer: str, expected: str) -> None:
     """Of the configured and the offered window the smaller one is agreed on."""
     config = Deflate(server_max_window_bits=11, client_max_window_bits=10, server_no_context_takeover=False)
-    offer = "; ".join(filter(None, ["permessage-deflate", offer]))
-    assert answer(offer, config=config) == f"permessage-deflate; {expected}"
+    assert answer(f"permessage-deflate; {offer}", config=config) == f"permessage-deflate; {expected}"
 
 
-def test_own_wishes_are_answered_unasked() -> None:
-    """A server may say that no side keeps a context, also to a client that did not mention it."""
-    config = Deflate(server_max_window_bits=15, client_no_context_takeover=True)
-    expected = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
-    assert answer("permessage-deflate", config=config) == expected
+def test_what_was_not_offered_is_not_announced() -> None:
+    """There are clients that fail for it. A server does what concerns itself all the same, and expects nothing more."""
+    config = Deflate(
+        server_max_window_bits=10,
+        client_max_window_bits=9,
+        server_no_context_takeover=True,
+        client_no_context_takeover=True,
+    )
+    agreement = accept("permessage-deflate", config=config)
+    assert agreement.header == "permessage-deflate"
+    assert agreement.setting == Setting(10, 3, 5, keeps_context=False)
+    assert (agreement.client_no_context_takeover, agreement.client_max_window_bits) == (False, 15)
+
+
+@given(st.lists(st.sampled_from(PARAMETERS), unique_by=lambda text: text.partition("=")[0]), configs)
+def test_an_answer_has_no_parameter_that_its_offer_has_not(parameters: list[str], config: Deflate) -> None:
+    """Whatever is configured, and whatever is offered."""
+    agreement = negotiate(["; ".join(["permessage-deflate", *parameters])], config)
+    assert agreement is not None
+    answered = {text.partition("=")[0] for text in agreement.header.split("; ")[1:]}
+    assert answered <= {text.partition("=")[0] for text in parameters}
 
 
 def test_client_that_cannot_limit_its_window() -> None:
@@ -335,39 +367,37 @@ words = st.sampled_from(
     ]
 )
 headers = st.one_of(st.lists(words, max_size=20).map("".join), st.text(max_size=60), st.characters().map(str))
-configs = st.builds(
-    Deflate,
-    server_max_window_bits=st.integers(9, 15),
-    client_max_window_bits=st.integers(9, 15),
-    server_no_context_takeover=st.booleans(),
-    client_no_context_takeover=st.booleans(),
-)
 
 
 @given(st.lists(headers, max_size=4), configs)
 def test_any_offer(offers: list[str], config: Deflate) -> None:
-    """No offer raises, and what is agreed on keeps what the configuration demands."""
+    """No offer raises, and what this side does itself keeps what the configuration demands."""
     agreement = negotiate(offers, config)
     if agreement is not None:
         assert 9 <= agreement.server_max_window_bits <= config.server_max_window_bits
         assert 8 <= agreement.client_max_window_bits <= 15
         assert agreement.server_no_context_takeover >= config.server_no_context_takeover
-        assert agreement.client_no_context_takeover >= config.client_no_context_takeover
         assert agreement.header.isascii()
 
 
 @given(configs, configs)
 def test_client_and_server_agree(client: Deflate, server: Deflate) -> None:
-    """What a client offers a server accepts, the client takes the answer, and both have agreed on the same."""
+    """What a client offers a server accepts, the client takes the answer, and each can read what the other sends."""
     theirs = accept(make_offer(client), config=server)
     ours = check_answer([theirs.header], client)
     assert ours is not None
-    assert ours.server_no_context_takeover == theirs.server_no_context_takeover
-    assert ours.client_no_context_takeover == theirs.client_no_context_takeover
-    assert ours.server_max_window_bits == theirs.server_max_window_bits
-    assert ours.client_max_window_bits == theirs.client_max_window_bits
-    assert ours.setting.window_bits == ours.client_max_window_bits
-    assert ours.setting.keeps_context is not ours.client_no_context_takeover
+    assert ours.setting is not None
+    assert theirs.setting is not None
+    # Each side inflates with a window that is large enough, and keeps a context where the other one does.
+    assert ours.setting.window_bits <= theirs.client_max_window_bits
+    assert ours.setting.keeps_context <= (not theirs.client_no_context_takeover)
+    assert theirs.setting.window_bits <= ours.server_max_window_bits
+    assert theirs.setting.keeps_context <= (not ours.server_no_context_takeover)
+    # And each does what it is configured for, as far as it can be known.
+    assert ours.setting.window_bits <= client.client_max_window_bits
+    assert theirs.setting.window_bits <= server.server_max_window_bits
+    assert ours.setting.keeps_context <= (not client.client_no_context_takeover)
+    assert theirs.setting.keeps_context <= (not server.server_no_context_takeover)
 
 
 @given(st.lists(headers, max_size=3), configs)
@@ -375,7 +405,8 @@ def test_any_answer(answers: list[str], config: Deflate) -> None:
     """An answer is agreed on, declines, or fails the handshake; nothing else comes out."""
     with suppress(HandshakeError):
         agreement = check_answer(answers, config)
-        assert agreement is None or 9 <= agreement.setting.window_bits <= config.client_max_window_bits
+        if agreement is not None and agreement.setting is not None:
+            assert 9 <= agreement.setting.window_bits <= config.client_max_window_bits
 
 
 @pytest.mark.parametrize("line", ['permessage-deflate; a="' + '\\"' * 8000, '"' * 16_000, "\\" * 16_000, ";=," * 5000])
@@ -390,22 +421,24 @@ def test_time_is_linear(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "offer"),
+    "config", [WIDE, Deflate(), Deflate(client_max_window_bits=9, client_no_context_takeover=True, level=9)]
+)
+def test_offer(config: Deflate) -> None:
+    """A client offers what browsers offer: every server has been tried with that."""
+    assert make_offer(config) == "permessage-deflate; client_max_window_bits"
+
+
+@pytest.mark.parametrize(
+    ("config", "wish"),
     [
-        (WIDE, "permessage-deflate; client_max_window_bits"),
-        (
-            Deflate(),
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; client_max_window_bits=12",
-        ),
-        (
-            Deflate(server_max_window_bits=15, client_no_context_takeover=True, server_no_context_takeover=False),
-            "permessage-deflate; client_no_context_takeover; client_max_window_bits=12",
-        ),
+        (Deflate(server_max_window_bits=11), "server_no_context_takeover; server_max_window_bits=11"),
+        (Deflate(server_max_window_bits=9, server_no_context_takeover=False), "server_max_window_bits=9"),
     ],
 )
-def test_offer(config: Deflate, offer: str) -> None:
-    """A client offers what it is configured for, and always to limit its window."""
-    assert make_offer(config) == offer
+def test_offer_of_a_wish(config: Deflate, wish: str) -> None:
+    """Who asks for a smaller window than the default offers that first, and what browsers offer behind it."""
+    plain = "permessage-deflate; client_max_window_bits"
+    assert make_offer(config) == f"permessage-deflate; {wish}; client_max_window_bits, {plain}"
 
 
 def test_server_declines() -> None:
@@ -419,7 +452,7 @@ def test_server_declines() -> None:
     [
         "client_max_window_bits",
         "client_max_window_bits=abc",
-        "client_max_window_bits=8",
+        "client_max_window_bits=7",
         "client_max_window_bits=16",
         "server_max_window_bits",
         "server_max_window_bits=7",
@@ -468,37 +501,61 @@ def test_answer_with_something_else(answers: list[str]) -> None:
         check_answer(answers, WIDE)
 
 
-@pytest.mark.parametrize(
-    ("config", "parameters"),
-    [
-        (Deflate(server_max_window_bits=15), "; client_max_window_bits=10"),
-        (Deflate(server_no_context_takeover=False), ""),
-        (Deflate(server_no_context_takeover=False), "; server_max_window_bits=13"),
-        (Deflate(), "; server_no_context_takeover; server_max_window_bits=12; client_max_window_bits=13"),
-    ],
-)
-def test_answer_that_grants_less_than_offered(config: Deflate, parameters: str) -> None:
-    """An answer that leaves out what was asked of the server, or takes more of the client, fails the handshake."""
-    with pytest.raises(HandshakeError):
-        check_answer([f"permessage-deflate{parameters}"], config)
+RECORDED = {
+    "nothing at all": "permessage-deflate",
+    "a fixed line that has no context": "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+    "the same in the other order": "permessage-deflate; client_no_context_takeover; server_no_context_takeover",
+    "an echo without the flags": "permessage-deflate; client_max_window_bits=12; server_max_window_bits=12",
+    "small windows": "permessage-deflate; server_max_window_bits=12; client_max_window_bits=12",
+    "the largest windows": "permessage-deflate; client_max_window_bits=15; server_max_window_bits=15",
+    "the server has no context": "permessage-deflate; server_no_context_takeover",
+    "the client must have none": "permessage-deflate; client_no_context_takeover",
+    "the client must have none, small window": "permessage-deflate; client_no_context_takeover; server_max_window_bits=12",
+    "the smallest windows": "permessage-deflate; server_max_window_bits=8; client_max_window_bits=8",
+    "the client's smallest window": "permessage-deflate; server_no_context_takeover; client_max_window_bits=8",
+    "everything": "permessage-deflate; server_no_context_takeover; client_no_context_takeover;"
+    " server_max_window_bits=10; client_max_window_bits=10",
+    "no space": "permessage-deflate;server_no_context_takeover;client_max_window_bits=15",
+    "quotes": 'permessage-deflate; client_max_window_bits="11"',
+}
+"""What servers have been seen to answer to a browser's offer."""
+
+CONFIGS = {
+    "defaults": Deflate(),
+    "wide": WIDE,
+    "narrow": Deflate(server_max_window_bits=9, client_max_window_bits=9, client_no_context_takeover=True),
+}
 
 
-def test_answer_that_grants_more() -> None:
-    """A server may limit itself unasked, and may demand that the client keeps no context."""
-    parameters = (
-        'server_no_context_takeover; client_no_context_takeover; server_max_window_bits=8; client_max_window_bits="9"'
-    )
-    agreement = check_answer([f"permessage-deflate; {parameters}"], WIDE)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("header", RECORDED.values(), ids=RECORDED)
+def test_recorded_answers(header: str, config: Deflate) -> None:
+    """Whatever a client would like, it agrees to all that it can do, and does no more than the server allows."""
+    agreement = check_answer([header], config)
     assert agreement is not None
-    assert agreement.server_no_context_takeover
-    assert agreement.server_max_window_bits == 8
-    assert agreement.setting == Setting(9, 3, 5, keeps_context=False)
+    said = dict(re.findall(r"(\w+_bits)=\D?(\d+)", header))
+    assert agreement.server_max_window_bits == int(said.get("server_max_window_bits", 15))
+    assert agreement.server_no_context_takeover == ("server_no_context_takeover" in header)
+    allowed = int(said.get("client_max_window_bits", 15))
+    if agreement.setting is None:
+        assert allowed == 8
+    else:
+        assert agreement.setting.window_bits == min(allowed, config.client_max_window_bits)
+        silent = "client_no_context_takeover" in header or config.client_no_context_takeover
+        assert agreement.setting.keeps_context is not silent
 
 
-def test_client_keeps_its_word() -> None:
-    """The window that a client has named in its offer holds even if the answer does not repeat it."""
-    agreement = check_answer(
-        ["permessage-deflate"], Deflate(server_max_window_bits=15, server_no_context_takeover=False)
-    )
+def test_a_window_of_the_client_that_zlib_cannot_make() -> None:
+    """Where the server allows the client 8 bits, that sends its messages as they are, and inflates what comes."""
+    agreement = check_answer(["permessage-deflate; client_max_window_bits=8"], Deflate())
     assert agreement is not None
-    assert agreement.setting.window_bits == agreement.client_max_window_bits == 12
+    assert agreement.setting is None
+    assert (agreement.client_max_window_bits, agreement.server_max_window_bits) == (8, 15)
+
+
+def test_client_does_without_a_word_what_is_its_own() -> None:
+    """A smaller window and no context need nobody's consent."""
+    config = Deflate(client_max_window_bits=10, client_no_context_takeover=True)
+    agreement = check_answer(["permessage-deflate; client_max_window_bits=13"], config)
+    assert agreement is not None
+    assert agreement.setting == Setting(10, 3, 5, keeps_context=False)

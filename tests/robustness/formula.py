@@ -42,13 +42,11 @@ def sending_bytes(options: Options, *, largest: int, senders: int = 0, rooms: in
     return 2 * queued + senders * largest + rooms * largest
 
 
-def compression_bytes(deflate: Deflate, *, client_bits: int | None = None) -> int:
+def compression_bytes(deflate: Deflate, *, client_bits: int | None = None, client_keeps_context: bool = True) -> int:
     """What zlib keeps between two messages; `client_bits` where the client has not agreed to limit its window."""
     inflating = 8 * KIB + 2 ** (client_bits or deflate.client_max_window_bits)
     deflating = 6 * KIB + 2 ** (deflate.server_max_window_bits + 2) + 2 ** (deflate.mem_level + 9)
-    return (0 if deflate.client_no_context_takeover else inflating) + (
-        0 if deflate.server_no_context_takeover else deflating
-    )
+    return (inflating if client_keeps_context else 0) + (0 if deflate.server_no_context_takeover else deflating)
 
 
 def handshake_bytes(options: Options) -> int:

@@ -348,10 +348,12 @@ def deflated(opcode: int, payload: bytes) -> bytes:
 
 
 SMALL_WINDOWS = "permessage-deflate; client_max_window_bits"
+NO_CONTEXT = f"{SMALL_WINDOWS}; client_no_context_takeover"
 CONTEXTS = {
     "the defaults": (Deflate(), SMALL_WINDOWS, 12),
     "a client that cannot limit its window": (Deflate(), "permessage-deflate", 15),
-    "no context at all": (Deflate(client_no_context_takeover=True), SMALL_WINDOWS, 12),
+    "a client that does not offer to keep no context": (Deflate(client_no_context_takeover=True), SMALL_WINDOWS, 12),
+    "no context at all": (Deflate(client_no_context_takeover=True), NO_CONTEXT, 12),
     "a context of the server": (Deflate(server_no_context_takeover=False), SMALL_WINDOWS, 12),
     "the largest context": (
         Deflate(
@@ -369,7 +371,7 @@ async def test_what_compression_keeps_between_two_messages(name: str) -> None:
     deflate, offer, bits = CONTEXTS[name]
     lab = Lab(echo, compression=deflate, max_payload=None, receive_buffer=1 << 20)
     message = deflated(1, b"x" * (1 << 18))
-    expected = compression_bytes(deflate, client_bits=bits)
+    expected = compression_bytes(deflate, client_bits=bits, client_keeps_context=offer != NO_CONTEXT)
     async with lab.peers(request=offering(offer)) as streams:
         unused = lab.each()
         lab.use_first("x" * KIB)

@@ -236,7 +236,10 @@ class Connecting:
         conn.response = response
         conn.subprotocol = subprotocol
         if agreement is not None and options.compression is not None:
-            conn._compress_with(Packer(Compressor(agreement.setting), options.compression.threshold), agreement.header)
+            packer = None
+            if agreement.setting is not None:
+                packer = Packer(Compressor(agreement.setting), options.compression.threshold)
+            conn._compress_with(packer, agreement.header)
         transport.receiver = conn
         log_start(conn)
         conn._begin(opening.early_data)

@@ -3,10 +3,19 @@
 Decisions where the standards leave a choice
 * Names are matched as they are written; white space may stand around `,`, `;` and `=`.
 * An element of the header that is malformed is an offer that cannot be accepted; it does not spoil its neighbours.
-* A window of 8 bits is a promise that zlib cannot keep when it compresses, so an offer that asks this side for one is
-  declined. The peer may limit itself to 8.
-* The server tells its window and that it keeps no context whenever that is the case, asked or not: it costs a client
-  nothing to know, and may save it memory. About the client's window it may speak only if asked (section 7.1.2.2).
+* A window of 8 bits is a promise that zlib cannot keep when it compresses. A server declines an offer that asks it for
+  one. A client whose server allows it no more has agreed to it by its offer, so it sends all messages as they are, which
+  each of them may say for itself; what the server compresses is inflated all the same. The peer may limit itself to 8.
+* A server answers with parameters that were offered, and with no others, although section 7.1 would allow it three of
+  the four: there are clients that fail the handshake then. What concerns only itself it does without a word: a
+  compressor may use a smaller window than was agreed on, and forget its context at any time. What concerns the client
+  it cannot have then: it has to be ready for a client that keeps a context and uses a window of 15 bits.
+* A client offers what browsers offer, because every server has been tried with that. There are servers that refuse the
+  whole handshake because of another parameter, or because the extension is named twice. So there is no alternative in
+  the offer, unless the application asks for a smaller window of the server than it would have by default.
+* What a client is configured for are its wishes. An answer is agreed to when this side can do what it says, whatever
+  was offered: there are servers that answer the same line to everybody. Not to keep a context, and the window of what
+  it sends, are a client's own business, and need not be offered.
 
 Each header line is read once from left to right, by patterns that cannot go back (their loops are possessive), so the
 work is proportional to the size of a head that is limited already.
@@ -31,6 +40,8 @@ _CLIENT_CONTEXT: Final = "client_no_context_takeover"
 _SERVER_BITS: Final = "server_max_window_bits"
 _CLIENT_BITS: Final = "client_max_window_bits"
 _FLAGS: Final = (_SERVER_CONTEXT, _CLIENT_CONTEXT)
+
+_USUAL_WINDOW_BITS: Final = Deflate().server_max_window_bits
 
 # Decimal, without leading zeros (RFC 7692 section 7.1.2): `int` would take signs, spaces, underscores and other digits.
 _BITS: Final = {str(bits): bits for bits in range(8, MAX_WINDOW_BITS + 1)}
@@ -72,7 +83,8 @@ class Agreement:
       client_no_context_takeover: the client does.
       server_max_window_bits: the largest window of what the server sends.
       client_max_window_bits: the largest window of what the client sends.
-      setting: how this side compresses; the key under which frames can be shared if it keeps no context.
+      setting: how this side compresses; the key under which frames can be shared if it keeps no context. `None` where
+        it cannot compress so, and sends its messages as they are.
     """
 
     header: str
@@ -80,7 +92,7 @@ class Agreement:
     client_no_context_takeover: bool
     server_max_window_bits: int
     client_max_window_bits: int
-    setting: Setting
+    setting: Setting | None
 
 
 # The server's side
@@ -108,9 +120,8 @@ def negotiate(offers: Sequence[str], config: Deflate) -> Agreement | None:
 
 def _accept(offer: Parameters, config: Deflate) -> Agreement:
     """Answer one offer (RFC 7692 section 7.1); `_Malformed` if it has to be declined."""
-    # The flags are looked at whatever is configured, because one with a value is malformed.
-    server_no_context = _flag(offer, _SERVER_CONTEXT) or config.server_no_context_takeover
-    client_no_context = _flag(offer, _CLIENT_CONTEXT) or config.client_no_context_takeover
+    server_no_context = _flag(offer, _SERVER_CONTEXT)
+    client_no_context = _flag(offer, _CLIENT_CONTEXT)
     server_bits = min(config.server_max_window_bits, _bits(offer, _SERVER_BITS) or MAX_WINDOW_BITS)
     client_bits = MAX_WINDOW_BITS
     if _CLIENT_BITS in offer:
@@ -124,10 +135,11 @@ def _accept(offer: Parameters, config: Deflate) -> Agreement:
         answer.append(_SERVER_CONTEXT)
     if client_no_context:
         answer.append(_CLIENT_CONTEXT)
-    if server_bits < MAX_WINDOW_BITS or _SERVER_BITS in offer:
+    if _SERVER_BITS in offer:
         answer.append(f"{_SERVER_BITS}={server_bits}")
     if client_bits < MAX_WINDOW_BITS:
         answer.append(f"{_CLIENT_BITS}={client_bits}")
+    server_no_context = server_no_context or config.server_no_context_takeover
     setting = Setting(server_bits, config.level, config.mem_level, not server_no_context)
     return Agreement("; ".join(answer), server_no_context, client_no_context, server_bits, client_bits, setting)
 
@@ -136,20 +148,16 @@ def _accept(offer: Parameters, config: Deflate) -> Agreement:
 
 
 def make_offer(config: Deflate) -> str:
-    """Return the value of the `Sec-WebSocket-Extensions` header with which a client offers what it wants.
+    """Return the value of the `Sec-WebSocket-Extensions` header with which a client offers compression.
 
-    The server may limit the client's window, because that can always be done.
+    It is what browsers offer: the server may do as it likes, and may limit the client's window. Before that stands what
+    `config` says of the server, if its window is to be smaller than it is by default.
     """
-    offer = [NAME]
-    if config.server_no_context_takeover:
-        offer.append(_SERVER_CONTEXT)
-    if config.client_no_context_takeover:
-        offer.append(_CLIENT_CONTEXT)
-    if config.server_max_window_bits < MAX_WINDOW_BITS:
-        offer.append(f"{_SERVER_BITS}={config.server_max_window_bits}")
-    bits = config.client_max_window_bits
-    offer.append(_CLIENT_BITS if bits == MAX_WINDOW_BITS else f"{_CLIENT_BITS}={bits}")
-    return "; ".join(offer)
+    offer = f"{NAME}; {_CLIENT_BITS}"
+    if config.server_max_window_bits >= _USUAL_WINDOW_BITS:
+        return offer
+    wish = f"{NAME}; {_SERVER_CONTEXT}" if config.server_no_context_takeover else NAME
+    return f"{wish}; {_SERVER_BITS}={config.server_max_window_bits}; {_CLIENT_BITS}, {offer}"
 
 
 def check_answer(answers: Sequence[str], config: Deflate) -> Agreement | None:
@@ -157,14 +165,14 @@ def check_answer(answers: Sequence[str], config: Deflate) -> Agreement | None:
 
     Args:
       answers: the values of the `Sec-WebSocket-Extensions` lines of its 101.
-      config: what was offered.
+      config: what this side would like; a server that does otherwise is agreed with.
 
     Returns:
       What is agreed; `None` if the server has declined.
 
     Raises:
-      HandshakeError: it has answered what was not offered, or what it must not, so the connection must be failed
-        (RFC 6455 section 4.1, RFC 7692 section 5.1); the status is that of the answer, 101.
+      HandshakeError: it has answered something else than permessage-deflate, or what has no meaning there, so the
+        connection must be failed (RFC 6455 section 4.1, RFC 7692 section 5.1); the status is that of the answer, 101.
     """
     try:
         elements = [_parse(element) for element in _elements(answers)]
@@ -184,17 +192,10 @@ def _agree(answer: Parameters, config: Deflate) -> Agreement:
     client_bits = _bits(answer, _CLIENT_BITS) or MAX_WINDOW_BITS
     if answer.keys() - {*_FLAGS, _SERVER_BITS, _CLIENT_BITS}:
         raise _Malformed("an unknown parameter")
-    if config.server_no_context_takeover and not server_no_context:
-        raise _Malformed(f"{_SERVER_CONTEXT} is missing")
-    if server_bits > config.server_max_window_bits:
-        raise _Malformed(f"{_SERVER_BITS} is missing or larger than offered")
-    if _CLIENT_BITS in answer and client_bits > config.client_max_window_bits:
-        raise _Malformed(f"{_CLIENT_BITS} is larger than offered")
-    if client_bits < MIN_WINDOW_BITS:
-        raise _Malformed(f"{_CLIENT_BITS} is less than zlib can do")
-    # What a client said about itself in its offer holds, whether or not the server repeats it.
-    client_bits = min(client_bits, config.client_max_window_bits)
-    setting = Setting(client_bits, config.level, config.mem_level, not client_no_context)
+    setting = None
+    if client_bits >= MIN_WINDOW_BITS:
+        client_bits = min(client_bits, config.client_max_window_bits)  # less than it may is always allowed
+        setting = Setting(client_bits, config.level, config.mem_level, not client_no_context)
     header = _format(answer)
     return Agreement(header, server_no_context, client_no_context, server_bits, client_bits, setting)
 

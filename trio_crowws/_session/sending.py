@@ -83,8 +83,8 @@ class Sending(Ending):
         self.messages_sent = 0
         self.dropped = 0
 
-    def _compress_with(self, packer: Packer, agreed: str) -> None:
-        """The peer has agreed on compression."""
+    def _compress_with(self, packer: Packer | None, agreed: str) -> None:
+        """The peer has agreed on compression; without a packer only what comes from it is compressed."""
         self._packer = packer
         self._dressed = True
         self.compression = agreed
