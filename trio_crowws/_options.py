@@ -109,10 +109,13 @@ _ORIGIN = re.compile(
 
 
 def _is_origin(item: object) -> bool:
-    """`scheme://host[:port]`; the host may begin with the wildcard label `*.`, and may not hold another one."""
+    """`scheme://host[:port]`; the host may begin with the wildcard label `*.`, and may not hold another one.
+
+    Or one of the two that have no host: `null` and `file://`.
+    """
     if not isinstance(item, str):
         return False
-    return _ORIGIN.fullmatch(item) is not None
+    return item in ("null", "file://") or _ORIGIN.fullmatch(item) is not None
 
 
 def _accepts_rate(value: object) -> bool:
@@ -218,7 +221,8 @@ class Options:
     # The opening handshake.
     origins: str | Sequence[str] | Callable[[Request], bool] = "same"
     """Which pages may connect: `"same"` (the origin's host is the request's `Host`), `"*"`, a sequence of origins in
-    which a host may begin with the label `*.`, or a function of the request. A request without `Origin` passes."""
+    which a host may begin with the label `*.` and which may hold `"null"` and `"file://"`, or a function of the
+    request. A request without `Origin` passes."""
     subprotocols: str | Sequence[str] = ()
     """Names in the server's order of preference, or `"first"` for the first one that the client offers."""
     compression: Deflate | None = None

@@ -257,6 +257,11 @@ class Router(Generic[T]):
 
     def _descend(self, node: _Node[T], path: str, segment: str, names: list[str], *, last: bool) -> _Node[T]:
         if "{" not in segment and "}" not in segment:
+            if (spelling := _spelling(segment)) is not None:
+                raise ValueError(
+                    f"path {path!r}: {segment!r} is no parameter here; write {spelling!r} for one (and a '<', '>', '*'"
+                    " or first ':' that is meant as it stands in percent-encoding)"
+                )
             # As in requests, whose segments are decoded one by one: `/a%20b` can only be written that way.
             return node.static.setdefault(unquote(segment), _Node())
         name, _, kind = segment[1:-1].partition(":")
@@ -308,6 +313,30 @@ class Router(Generic[T]):
             values.append("/".join(segments[index:]))
             return node.rest
         return None
+
+
+_KINDS = {"int": "int", "uint": "int", "path": "path"}
+"""Kinds of parameters elsewhere that there are here as well; of all others the value is a text."""
+
+_FOREIGN_KINDS = frozenset({*_KINDS, "str", "string", "float", "double", "uuid"})
+
+
+def _spelling(segment: str) -> str | None:
+    """A parameter as other frameworks write it (`<name>`, `<int:name>`, `:name`, `*`) in the spelling of this one."""
+    if "<" in segment or ">" in segment:
+        kind, _, name = segment.strip("<>").rpartition(":")
+        if not kind and name in _FOREIGN_KINDS:
+            kind, name = name, ""
+        kind = _KINDS.get(kind, "")
+    elif segment.startswith(":"):
+        kind, name = "", segment[1:]
+    elif "*" in segment:
+        kind, name = "path", segment.strip("*")
+    else:
+        return None
+    if not name.isidentifier():
+        name = "rest" if kind == "path" else "name"
+    return f"{{{name}:{kind}}}" if kind else f"{{{name}}}"
 
 
 def _is_integer(segment: str) -> bool:

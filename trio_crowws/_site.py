@@ -49,7 +49,8 @@ class Site:
 
         Args:
           path: static segments, `{name}`, `{name:int}` and, last, `{name:path}`. The values are in
-            `request.path_params`.
+            `request.path_params`, decoded: that of a `{name:path}` may hold `..`, slashes that were sent as `%2F`, and
+            empty parts, so it is a name to look up and never the path of a file.
           options: see `Options`; they replace the application's for this route.
 
         Raises:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from support.heads import ACCEPT, UPGRADE, make_reader, read, read_error, replaced, write_head
 from trio_crowws._protocol import handshake
-from trio_crowws._protocol.handshake import MAX_TARGET, RequestReader, check_upgrade
+from trio_crowws._protocol.handshake import MAX_TARGET, RequestReader, check_upgrade, is_upgrade
 from trio_crowws.errors import HandshakeError
 
 
@@ -153,10 +153,52 @@ def test_row_3_absolute_target() -> None:
     assert read_error(write_head(replaced("Host", "\xff"), "GET http://h/a HTTP/1.1")) == 400
 
 
-@pytest.mark.parametrize("version", ["0.9", "1.0", "1.2", "2.0", "3.0"])
+@pytest.mark.parametrize("version", ["0.9", "2.0", "3.7"])
 def test_row_8_http_version(version: str) -> None:
-    """C1 row 8: only HTTP/1.1 can be upgraded; another version is a 505, at the end of its line."""
+    """C1 row 8: another major version of HTTP is a 505, at the end of its line (RFC 9110 section 15.6.6)."""
     assert read_error(f"GET / HTTP/{version}\r\n".encode()) == 505
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.9"])
+def test_a_later_minor_version(version: str) -> None:
+    """A later minor version means the same as 1.1 (RFC 9110 section 6.2), and needs a Host as well."""
+    request = read(write_head(UPGRADE.items(), f"GET / HTTP/{version}"))
+    assert request.http_version == "1.1"
+    check_upgrade(request)
+    assert read_error(write_head(replaced("Host"), f"GET / HTTP/{version}")) == 400
+
+
+def test_http_1_0() -> None:
+    """HTTP/1.0 is read, also without any header line; the host is then unknown."""
+    request = read(b"GET /a HTTP/1.0\r\n\r\n")
+    assert (request.http_version, request.path, request.host, list(request.headers)) == ("1.0", "/a", "", [])
+    request.compact()
+    assert list(request.headers) == []
+    request = read(b"HEAD http://h:81/a HTTP/1.0\r\nA: b\r\n\r\n")
+    assert (request.host, request.headers["a"]) == ("h:81", "b")
+    assert read_error(b"GET / HTTP/1.0\r\nHost: a/b\r\n\r\n") == 400
+
+
+def test_http_1_0_is_never_an_upgrade() -> None:
+    """The Upgrade of an HTTP/1.0 request is ignored (RFC 9110 section 7.8); a WebSocket route asks for one with 426."""
+    request = read(write_head(UPGRADE.items(), "GET / HTTP/1.0"))
+    assert not is_upgrade(request)
+    with pytest.raises(HandshakeError, match=r"HTTP/1\.1") as caught:
+        check_upgrade(request)
+    assert caught.value.status == 426
+    assert ("Upgrade", "websocket") in caught.value.headers
+
+
+@pytest.mark.parametrize("target", ["http:///x", "https://:80/x", "ws://", "wss://?x"])
+def test_an_absolute_target_names_a_host(target: str) -> None:
+    """An absolute target without a host is refused (RFC 9110 section 4.2.1), whatever the Host header says."""
+    assert read_error(write_head(UPGRADE.items(), f"GET {target} HTTP/1.1")) == 400
+
+
+def test_an_empty_host() -> None:
+    """A Host may be empty, which names nobody (RFC 9112 section 3.2), but not have a port only."""
+    assert read(write_head(replaced("Host", ""))).host == ""
+    assert read_error(write_head(replaced("Host", ":80"))) == 400
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

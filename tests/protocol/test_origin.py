@@ -58,6 +58,23 @@ def test_same_origin(origin: str, host: str, secure: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("origin", "host", "secure"),
+    [
+        ("ws://example.org", "example.org", False),
+        ("ws://example.org", "example.org:80", False),
+        ("WSS://example.org", "example.org:443", True),
+        ("wss://example.org:8443/", "example.org:8443", True),
+        ("wss://example.org", "example.org", False),  # TLS ended at a proxy
+        ("http://example.org:8000/", "example.org:8000", False),
+        ("http://[::1]/", "[::1]", False),
+    ],
+)
+def test_same_origin_made_from_the_url(origin: str, host: str, secure: bool) -> None:
+    """Clients that are not browsers make an origin from their URL: its scheme may be ws or wss, with a slash behind."""
+    assert may_connect("same", origin, host=host, secure=secure)
+
+
+@pytest.mark.parametrize(
     ("origin", "host"),
     [("https://example.org", "example.org"), ("https://example.org:8443", "example.org:8443")],
 )
@@ -82,7 +99,9 @@ def test_same_origin_behind_a_proxy(origin: str, host: str) -> None:
         ("http://example.org.evil.example", "example.org", False),
         ("http://evil-example.org", "example.org", False),
         ("http://localhost", "127.0.0.1", False),
-        ("ws://example.org", "example.org", False),
+        ("ws://example.org", "example.org:443", False),
+        ("wss://example.org:8000", "example.org", False),
+        ("ws://example.org", "example.org", True),
         ("chrome-extension://example.org", "example.org", False),
         ("http://*.org", "*.org", False),
         ("http://", "", False),
@@ -103,8 +122,10 @@ def test_other_origin(origin: str, host: str, secure: bool) -> None:
         "example.org",
         "//example.org",
         "http:example.org",
-        "http://example.org/",
+        "http://example.org//",
         "http://example.org/path",
+        "file://",
+        "file:///",
         "http://example.org?q",
         "http://example.org#f",
         "http://user@example.org",
@@ -131,6 +152,15 @@ def test_several_origins(policy: OriginPolicy) -> None:
     """Two Origin headers are refused, even if each of them would pass."""
     assert may_connect(policy, "http://example.org")
     assert not may_connect(policy, "http://example.org", "http://example.org")
+
+
+@pytest.mark.parametrize(
+    ("item", "origin"), [("null", "null"), ("file://", "file://"), ("file://", "file:///"), ("null", "NULL")]
+)
+def test_origins_without_a_host(item: str, origin: str) -> None:
+    """The two origins that have no host pass where they are listed, and each only for itself."""
+    assert may_connect(["https://a", item], origin)
+    assert not may_connect(["https://a", "file://" if item == "null" else "null"], origin)
 
 
 def test_null_host() -> None:

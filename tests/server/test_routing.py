@@ -229,6 +229,44 @@ def test_a_malformed_template_is_refused(path: str, message: str) -> None:
     assert app.routes == ()
 
 
+@pytest.mark.parametrize(
+    ("path", "spelling"),
+    [
+        ("/chat/<room>", "{room}"),
+        ("/chat/<string:room>/x", "{room}"),
+        ("/chat/<int:id>", "{id:int}"),
+        ("/chat/<int>", "{name:int}"),
+        ("/chat/<uint>", "{name:int}"),
+        ("/chat/<str>", "{name}"),
+        ("/chat/<path>", "{rest:path}"),
+        ("/chat/<path:file>", "{file:path}"),
+        ("/chat/x<a>y", "{name}"),
+        ("/chat/:room", "{room}"),
+        ("/chat/:", "{name}"),
+        ("/files/*", "{rest:path}"),
+        ("/files/**", "{rest:path}"),
+        ("/files/*file", "{file:path}"),
+        ("/files/*.txt", "{rest:path}"),
+    ],
+)
+def test_a_parameter_of_another_framework_is_refused(path: str, spelling: str) -> None:
+    """`<name>`, `:name` and `*` would match nothing or only themselves: a ValueError says how to write it here."""
+    with pytest.raises(ValueError, match="is no parameter here") as caught:
+        App().websocket(path)
+    assert f"write {spelling!r}" in str(caught.value)
+    assert repr(path) in str(caught.value)
+    with pytest.raises(ValueError, match="is no parameter here"):
+        App().http(path)(lambda request: "")
+
+
+async def test_a_literal_sign_is_percent_encoded() -> None:
+    """What other frameworks have for parameters can be part of a path in percent-encoding; a later ':' needs none."""
+    for path in ("/%3Ca%3E", "/%3Aa", "/%2A"):
+        assert await find(app_of(path), path) == [path, {}]
+    assert await find(app_of("/%2A"), "/*") == ["/%2A", {}]
+    assert await find(app_of("/a:b"), "/a:b") == ["/a:b", {}]
+
+
 @pytest.mark.parametrize("path", [None, b"/a", 5, ["/a"]])
 def test_a_path_is_text(path: Any) -> None:
     """A path that is no str is a TypeError."""
@@ -468,6 +506,31 @@ async def test_a_page_ignores_an_offer_to_upgrade() -> None:
     async with serving(page("hello")) as server, open_raw(server) as client:
         await client.send(upgrade("/page"))
         assert (await client.refused()).body == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status", "body"),
+    [
+        (b"GET /page HTTP/1.0\r\n\r\n", 200, b"hello"),
+        (b"GET http://h/page HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 200, b"hello"),
+        (b"HEAD /page HTTP/1.0\r\n\r\n", 200, b""),
+        (b"OPTIONS /page HTTP/1.0\r\n\r\n", 405, None),
+        (b"GET /nowhere HTTP/1.0\r\n\r\n", 404, None),
+        (upgrade("/page", version="HTTP/1.0"), 200, b"hello"),
+        (upgrade("/chat", version="HTTP/1.0"), 426, None),
+        (b"GET /page HTTP/2.0\r\n\r\n", 505, None),
+    ],
+)
+async def test_http_1_0(request_head: bytes, status: int, body: bytes | None) -> None:
+    """HTTP/1.0 is answered as HTTP/1.1 is, and the connection closes; only a WebSocket it cannot open."""
+    app = page("hello")
+    app.websocket("/chat").onopen(lambda conn: None)
+    async with serving(app) as server, open_raw(server) as client:
+        await client.send(request_head)
+        answer = await client.refused(to_head=request_head.startswith(b"HEAD"))
+    assert answer.status == status
+    if body is not None:
+        assert (answer.body, answer["Content-Length"], answer["Connection"]) == (body, "5", "close")
 
 
 async def test_a_plain_get_on_a_socket() -> None:

@@ -7,9 +7,11 @@ is refused at its first byte or its first line, and not when its time is over.
 Decisions where the standards leave a choice
 * Lines end with CR LF. A bare LF or CR, a folded header line, or a control character other than a tab is malformed.
 * A request must not announce a body, whatever its method: the bytes that follow a head are frames, or nothing.
-* `Host` has to be of the form that RFC 3986 section 3.2 allows.
+* The version: HTTP/1.1, or a later minor version, which means the same (RFC 9110 section 6.2). HTTP/1.0 as well, which
+  needs no `Host`; but its `Upgrade` is ignored (RFC 9110 section 7.8). Another major version is 505 (section 15.6.6).
+* `Host` has to be of the form that RFC 3986 section 3.2 allows. It may be empty, unless a port follows.
 * The target is a path or an absolute `http`, `https`, `ws` or `wss` URI, whose authority then counts instead of `Host`
-  (RFC 9112 section 3.2.2).
+  (RFC 9112 section 3.2.2) and must name a host (RFC 9110 section 4.2.1).
 * Empty elements of lists are ignored (RFC 9110 section 5.6.1.2), and so are subprotocols that are offered again.
 * A request without `Sec-WebSocket-Version` is malformed (400); one for another version gets 426.
 """
@@ -49,7 +51,7 @@ _MAX_METHOD: Final = 32  # how far to look for the target in a request line that
 _CR: Final = 0x0D
 _TOKEN_CHARS: Final = "!#$%&'*+.^_`|~0-9A-Za-z-"
 _TOKEN = re.compile(f"[{_TOKEN_CHARS}]+")
-_REQUEST_LINE = re.compile(rf"[{_TOKEN_CHARS}]+ ([!-~]+) HTTP/([0-9]\.[0-9])\r".encode())
+_REQUEST_LINE = re.compile(rf"[{_TOKEN_CHARS}]+ ([!-~]+) HTTP/([0-9])\.[0-9]\r".encode())
 _FIRST_BYTES: Final = frozenset(byte for byte in range(128) if _TOKEN.fullmatch(chr(byte)))
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(r"(?:https?|wss?)://", re.IGNORECASE)
@@ -121,7 +123,7 @@ class RequestReader:
 
         Raises:
           HandshakeError: the request is refused. 400: it is malformed, announces a body, or has no usable host. 414:
-            its target is too long. 431: its head is too large. 505: it is not HTTP/1.1.
+            its target is too long. 431: its head is too large. 505: it is neither HTTP/1.1 nor HTTP/1.0.
         """
         if self._over is not None:
             if self._over == "read":
@@ -191,8 +193,8 @@ def _check_request_line(line: bytearray) -> None:
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         raise HandshakeError(400, "the request line is malformed")
-    if match[2] != b"1.1":
-        raise HandshakeError(505, "this server speaks HTTP/1.1 only")
+    if match[2] != b"1":
+        raise HandshakeError(505, "this server speaks HTTP/1.1")
 
 
 def _parse_head(head: bytes) -> Request:
@@ -211,7 +213,13 @@ def _parse_head(head: bytes) -> Request:
     assert isinstance(event, h11.Request)
     lines = b"\n".join([b"%b: %b" % line for line in event.headers])
     # h11 has checked the target and the method: both are ASCII.
-    request = Request(event.method.decode("ascii"), event.target.decode("ascii"), Headers._of_lines(lines), lines=lines)
+    request = Request(
+        event.method.decode("ascii"),
+        event.target.decode("ascii"),
+        Headers._of_lines(lines),
+        lines=lines,
+        http_version="1.0" if event.http_version == b"1.0" else "1.1",
+    )
     _check_request(request)
     return request
 
@@ -220,16 +228,21 @@ def _check_request(request: Request) -> None:
     """Refuse what h11 lets pass, but no server should (RFC 9112), and what has no place before an upgrade."""
     if not (request.target.startswith("/") or _ABSOLUTE.match(request.target)) or "#" in request.target:
         raise HandshakeError(400, "the request target is neither a path nor a URI of this server")
-    host = request.headers["host"]
-    if not _HOST.fullmatch(host) or (request.host != host and not _HOST.fullmatch(request.host)):
-        raise HandshakeError(400, "the Host header is malformed")
+    host = request.headers.get("host")
+    if host is None and request.http_version != "1.0":  # h11 demands it of 1.1 alone, and not of a later one
+        raise HandshakeError(400, "the Host header is missing")
+    for authority in (host or "", request.host):
+        if not _HOST.fullmatch(authority) or authority.startswith(":"):
+            raise HandshakeError(400, "the Host header is malformed")
+    if not (request.host or request.target.startswith("/")):
+        raise HandshakeError(400, "the request target names no host")
     if "transfer-encoding" in request.headers or request.headers.get("content-length", "0").strip("0"):
         raise HandshakeError(400, "a request with a body is not accepted")
 
 
 def is_upgrade(request: Request) -> bool:
     """Whether the request asks for a WebSocket; not whether it does so correctly."""
-    return _has_token(request, "upgrade", "websocket")
+    return request.http_version != "1.0" and _has_token(request, "upgrade", "websocket")
 
 
 def check_upgrade(request: Request) -> str:
@@ -240,11 +253,14 @@ def check_upgrade(request: Request) -> str:
 
     Raises:
       HandshakeError: the request cannot be accepted. 405: it is not a GET. 426: it is for something else than version
-        13 of the WebSocket protocol, or for no upgrade at all. 400: a header is missing, malformed, or there twice.
+        13 of the WebSocket protocol, for no upgrade at all, or comes with HTTP/1.0. 400: a header is
+        missing, malformed, or there twice.
     """
     headers = request.headers
     if request.method != "GET":
         raise HandshakeError(405, "a WebSocket is opened with GET", (("Allow", "GET"),))
+    if request.http_version == "1.0":
+        raise HandshakeError(426, "a WebSocket needs HTTP/1.1, also from a proxy in between", _UPGRADE_REQUIRED)
     if not is_upgrade(request):
         raise HandshakeError(426, "this is a WebSocket endpoint", _UPGRADE_REQUIRED)
     if not _has_token(request, "connection", "upgrade"):

@@ -20,10 +20,13 @@ __all__ = ["OriginPolicy", "check_origin"]
 OriginPolicy = str | Sequence[str] | Callable[[Request], bool]
 
 # One pass over the text, whatever it is: no two neighbouring parts can match the same character.
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+# Clients that are not browsers make their origin from the URL, and may leave a slash behind it.
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 _HOST = re.compile(r"([^:\[\]]+|\[[^\[\]]*\])(?::([0-9]{0,5}))?")
 
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_SECURE: Final = frozenset({"https", "wss"})
+_HOSTLESS: Final = {"null": "null", "file://": "file://", "file:///": "file://"}
 _WILDCARD: Final = "*."
 _SHOWN: Final = 100  # characters of a refused origin that go into the message
 
@@ -39,8 +42,10 @@ def check_origin(policy: OriginPolicy, request: Request) -> None:
 
     Args:
       policy: `"*"`: every page. `"same"`: pages whose host and port are those of the request; over TLS only `https`
-        pages, without it both `http` and `https` ones, because TLS may have ended at a proxy. A sequence of origins:
-        those pages; a host may begin with `*.`, which stands for one label or more. A callable: what it returns.
+        pages, without it both `http` and `https` ones, because TLS may have ended at a proxy; `ws` and `wss`, which
+        clients that are not browsers send, count as `http` and `https`. A sequence of origins: those pages; a host may
+        begin with `*.`, which stands for one label or more, and `null` and `file://` may be among them. A callable:
+        what it returns.
       request: the request.
 
     Raises:
@@ -66,6 +71,9 @@ def check_origin(policy: OriginPolicy, request: Request) -> None:
 
 
 def _matches(policy: str | Sequence[str], text: str, request: Request) -> bool:
+    hostless = _HOSTLESS.get(text.lower())
+    if hostless is not None:
+        return not isinstance(policy, str) and hostless in policy
     origin = _parse(text)
     if origin is None or origin.host.startswith(_WILDCARD):
         return False
@@ -90,7 +98,7 @@ _parse_pattern = lru_cache(maxsize=256)(_parse)
 def _is_same(origin: _Origin, request: Request) -> bool:
     default = _DEFAULT_PORTS.get(origin.scheme)
     match = _HOST.fullmatch(request.host.lower())
-    if match is None or default is None or (request.secure and origin.scheme != "https"):
+    if match is None or default is None or (request.secure and origin.scheme not in _SECURE):
         return False
     host, port = match.groups()
     # A Host without a port means the default one of the scheme that the browser used, which a proxy may have hidden.

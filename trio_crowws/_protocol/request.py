@@ -76,8 +76,8 @@ class Headers(_MultiMapping):
 
     @classmethod
     def _of_lines(cls, lines: bytes) -> Headers:
-        """What one or more lines of `name: value` mean, with a line feed between them."""
-        return cls([line.split(": ", 1) for line in lines.decode("latin-1").split("\n")])
+        """What lines of `name: value` mean, with a line feed between them; in an HTTP/1.0 request there may be none."""
+        return cls([line.split(": ", 1) for line in lines.decode("latin-1").split("\n")] if lines else ())
 
     _key = staticmethod(str.lower)
 
@@ -108,6 +108,7 @@ class Request:
       remote_address: `(host, port)` of the peer, or what else the transport knows; of a proxy if there is one.
       local_address: the same for this side.
       secure: whether the request came over TLS that ended in this process.
+      http_version: `"1.1"`, or `"1.0"` for a plain request of an old client or health check.
     """
 
     __slots__ = (
@@ -117,6 +118,7 @@ class Request:
         "_query",
         "_state",
         "host",
+        "http_version",
         "local_address",
         "method",
         "path",
@@ -138,6 +140,7 @@ class Request:
         remote_address: Address = None,
         local_address: Address = None,
         secure: bool = False,
+        http_version: str = "1.1",
     ) -> None:
         self.method = method
         self.target = target
@@ -146,6 +149,7 @@ class Request:
         self.remote_address = remote_address
         self.local_address = local_address
         self.secure = secure
+        self.http_version = http_version
         self.path_params: dict[str, Any] = {}
         self._state: dict[str, Any] | None = None
         self._cookies: dict[str, str] | None = None

@@ -37,8 +37,8 @@ READ_SIZE = 64 * 1024
 """Bytes of one read. A larger buffer makes the allocator map and unmap memory on every call."""
 
 JOIN_LIMIT = 64 * 1024
-"""Bytes. Pieces of this size and beyond are sent alone: joining them to their neighbours would only copy them, and a page
-that many peers read at once would be in memory once for each."""
+"""Bytes. Pieces of this size and beyond are sent alone: joining them to their neighbours would only copy them, and a
+page that many peers read at once would be in memory once for each."""
 
 _PIECES = 512
 """So many pieces wait as they came, which shares the frame of a published message between all its subscribers."""
