@@ -28,8 +28,10 @@ from trio_crowws import (
     connect,
     connect_stream,
 )
+from trio_crowws._client import connecting
 from trio_crowws._client.opening import Opening
 from trio_crowws._options import CLIENT_OPTIONS
+from trio_crowws._protocol.url import parse_url
 from trio_crowws._transport.poller import Poller
 
 # Arguments
@@ -646,7 +648,8 @@ async def test_the_caller_s_own_deadline_is_no_handshake_timeout() -> None:
 def redirect(location: str, status: int = 302) -> Any:
     async def script(peer: RawPeer) -> None:
         await peer.read_head()
-        await peer.send(f"HTTP/1.1 {status} X\r\nLocation: {location}\r\nContent-Length: 2\r\n\r\nno".encode())
+        head = f"HTTP/1.1 {status} X\r\nLocation: {location}\r\nContent-Length: 2\r\n\r\nno"
+        await peer.send(head.encode("latin-1"))
 
     return script
 
@@ -667,18 +670,52 @@ async def test_a_redirect_is_followed_if_asked_for(status: int) -> None:
         assert first.header(name) == second.header(name) == value
 
 
-async def test_headers_are_for_the_origin_that_they_were_given_for() -> None:
-    """Another one gets none of them, not even when it sends the client back."""
+PERSONAL: Any = {
+    "headers": {"Authorization": "Basic SECRET", "Cookie": "a=SECRET", "X-Any": "SECRET", "Host": "SECRET"},
+    "subprotocols": ["v1", "bearer.SECRET"],
+    "origin": "http://SECRET",
+}
+
+
+async def test_what_is_personal_is_for_the_origin_that_it_was_given_for() -> None:
+    """Another one gets a plain request: no headers, no cookies, no subprotocols, no origin."""
     async with raw_server(echo) as target, raw_server(redirect(f"{target.url}x")) as server:
-        headers = {"Authorization": "Basic abc", "Cookie": "a=b", "X-Any": "1", "Host": "virtual"}
-        async with connect(server.url, headers=headers, follow_redirects=1, origin="http://o"):
+        async with connect(server.url, **PERSONAL, follow_redirects=1) as conn:
+            assert conn.subprotocol is None
+        [first], [second] = server.peers, target.peers
+    assert first.head.count(b"SECRET") == 6
+    assert b"SECRET" not in second.head
+    assert b"Sec-WebSocket-Protocol" not in second.head
+    assert second.header("Host") == f"127.0.0.1:{target.port}"
+
+
+async def test_what_is_personal_does_not_come_back() -> None:
+    """A stranger that sends the client back cannot have it ask for something in the caller's name."""
+
+    async def send_back(peer: RawPeer) -> None:
+        await redirect(f"{server.url}delete")(peer)
+
+    async with raw_server(send_back) as stranger, raw_server(redirect(stranger.url), echo) as server:
+        async with connect(server.url, **PERSONAL, follow_redirects=True):
             pass
-        [peer] = target.peers
-    assert peer.header("Authorization") is None
-    assert peer.header("Cookie") is None
-    assert peer.header("X-Any") is None
-    assert peer.header("Host") == f"127.0.0.1:{target.port}"
-    assert peer.header("Origin") == "http://o"
+        first, last = server.peers
+    assert b"SECRET" in first.head
+    assert last.request_line == "GET /delete HTTP/1.1"
+    assert b"SECRET" not in last.head
+
+
+def test_another_zone_is_another_origin() -> None:
+    """The same link-local address on two links is two machines."""
+    assert connecting._same_origin(parse_url("ws://[fe80::1%25a]/x"), parse_url("ws://[fe80::1%25a]/y"))
+    assert not connecting._same_origin(parse_url("ws://[fe80::1%25a]/x"), parse_url("ws://[fe80::1%25b]/x"))
+
+
+async def test_a_location_beyond_ascii() -> None:
+    """Its bytes are percent-encoded as they came, whatever their encoding is."""
+    async with raw_server(redirect("/\xe9 \xc3\xa9"), echo) as server:
+        async with connect(server.url, follow_redirects=True):
+            pass
+        assert server.peers[1].request_line == "GET /%E9%20%C3%A9 HTTP/1.1"
 
 
 @pytest.mark.parametrize(("follow", "made"), [(False, 1), (0, 1), (1, 2), (3, 4), (True, 6)])
@@ -693,7 +730,7 @@ async def test_only_so_many_redirects(follow: bool | int, made: int) -> None:
     assert caught.value.headers["location"] == "/again"
 
 
-@pytest.mark.parametrize("location", ["ftp://h/", "ws://u:p@h/", "//[", "/a b", ""])
+@pytest.mark.parametrize("location", ["ftp://h/", "ws://u:p@h/", "//[", "/a\tb", ""])
 async def test_a_redirect_to_what_cannot_be_followed(location: str) -> None:
     """It is a refusal; an empty one leads back to where it came from."""
     async with raw_server(redirect(location)) as server:

@@ -314,6 +314,13 @@ def test_a_proxy_is_a_str(url: Any) -> None:
         ("ws://a/x", "/z#part", "ws://a/z"),
         ("ws+unix:///s:/x", "/z?q", "ws+unix:///s:/z?q"),
         ("ws+unix:///s%3A:/x", "/z", "ws+unix:///s%3A:/z"),
+        ("ws://a/x", "/a b?c d", "ws://a/a%20b?c%20d"),
+        ("ws://a/x", "/caf\xc3\xa9?\xe9#\xe9", "ws://a/caf%C3%A9?%E9"),
+        ("ws://a/x", "\x80\x9f", "ws://a/%80%9F"),
+        ("ws://a/x", "/%E9%zz<>^`{}\\", "ws://a/%E9%zz%3C%3E%5E%60%7B%7D%5C"),
+        ("ws://a/x", "ws://b\xc3\xbccher.example/\xfc", "ws://b\u00fccher.example/%FC"),
+        ("ws://a/x", "//b\xc3\xbccher.example?\xfc", "ws://b\u00fccher.example/?%FC"),
+        ("ws+unix:///s:/x", "/\xe9 z", "ws+unix:///s:/%E9%20z"),
     ],
 )
 def test_where_a_redirect_leads(url: str, location: str, expected: str) -> None:
@@ -329,7 +336,12 @@ def test_where_a_redirect_leads(url: str, location: str, expected: str) -> None:
         ("ws://a/x", "ftp://a/x"),
         ("ws://a/x", "ws://u:p@a/x"),
         ("ws://a/x", "ws://a:99999/x"),
-        ("ws://a/x", "/a b"),
+        ("ws://a/x", "ws://b\xfccher.example/"),
+        ("ws://a/x", "ws://b c/"),
+        ("ws://a/x", "//b\xc2\xa0c/"),
+        ("ws://a/x", "/\u20ac"),
+        ("ws://a/x", "/a\tb"),
+        ("ws://a/x", "/a\x7fb"),
         ("ws://a/x", "//["),
         ("ws://a/x", "\x00"),
         ("ws://a/x", "ws+unix:///etc/x"),
@@ -341,6 +353,36 @@ def test_where_a_redirect_leads(url: str, location: str, expected: str) -> None:
 def test_redirects_that_are_not_followed(url: str, location: str) -> None:
     """Never from TLS to none, never from a Unix socket to a machine or the other way, never to what is no URL."""
     assert redirected(parse_url(url), location) is None
+
+
+@pytest.mark.parametrize(
+    ("location", "zone"),
+    [
+        ("/b", "lo"),
+        ("b?q", "lo"),
+        ("//[fe80::1]/", "lo"),
+        ("ws://[fe80::1]:82/b", "lo"),
+        ("ws://[FE80:0::1]/b", "lo"),
+        ("ws://[fe80::1%25lo]/b", "lo"),
+        ("wss://[fe80::2]/b", "lo"),
+        ("ws://[fe80::2%25eth7]/b", "lo"),
+        ("ws://[2001:db8::1]/b", ""),
+        ("ws://10.0.0.1/b", ""),
+        ("ws://fe80.example/b", ""),
+    ],
+)
+def test_a_redirect_within_the_link_keeps_the_zone(location: str, zone: str) -> None:
+    """A server cannot know the zones of the client's machine, so what it says of the link is over that same link."""
+    found = redirected(parse_url("ws://[fe80::1%25lo]:81/a"), location)
+    assert found is not None
+    assert found.zone == zone
+
+
+def test_no_zone_comes_from_nowhere() -> None:
+    """Where the client has named none, a link-local address gets none."""
+    found = redirected(parse_url("ws://a/"), "ws://[fe80::1]/")
+    assert found is not None
+    assert found.zone == ""
 
 
 def test_a_target_is_a_value() -> None:

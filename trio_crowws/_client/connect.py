@@ -68,8 +68,9 @@ def connect(
       origin: the `Origin` header, which only browsers have to send.
       ssl_context: for `wss:`; by default, the server's certificate must be one that the system trusts.
       proxy: `http://[user:password@]host[:port]` of a proxy to go through. No environment variable is looked at.
-      follow_redirects: how many redirects to follow, or `True` for 5; never one from `wss:` to `ws:`. To another origin
-        the `headers` do not go along.
+      follow_redirects: how many redirects to follow, or `True` for 5; never one from `wss:` to `ws:`. Another origin
+        gets a plain request: without `headers`, `subprotocols` and `origin`, and instead of `ssl_context` a context that
+        trusts the same authorities but holds no client certificate.
       open_timeout: seconds for all that comes before the block: names, sockets, proxy, TLS, redirects and answers.
       heartbeat: `heartbeat=15` is short for `ping_interval=15, ping_timeout=15`, and `None` turns both off.
       options: `compression`, `max_payload`, `max_fragments`, `control_rate`, `receive_buffer`, `ping_interval`,

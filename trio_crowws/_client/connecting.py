@@ -16,6 +16,7 @@ import logging
 import math
 import ssl
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, final
 
@@ -37,6 +38,7 @@ from ..errors import ConnectFailed, HandshakeTimeout, Rejected
 from .dialing import dial
 from .opening import Opening
 from .running import Nursery, SharedEngine
+from .tls import default_context, without_certificate
 
 if TYPE_CHECKING:
     import socket
@@ -141,12 +143,11 @@ class Connecting:
     # Opening
 
     async def _connect(self) -> Connection:
-        plan = self._plan
-        target, headers, left = plan.target, plan.headers, plan.max_redirects
+        target, left = self._plan.target, self._plan.max_redirects
         while True:
-            options = plan.options
+            plan, options = self._plan, self._plan.options
             request = UpgradeRequest(
-                target.resource, target.authority, options.subprotocols, options.compression, _all(plan, headers)
+                target.resource, target.authority, options.subprotocols, options.compression, _all_headers(plan)
             )
             response = await self._ask(target, request)
             if response.status == 101:
@@ -158,7 +159,7 @@ class Connecting:
             await self._drop()
             left -= 1
             if not _same_origin(target, following):
-                headers = ()  # they were meant for the server that the caller has named
+                self._plan = _for_a_stranger(plan)
             logger.debug("redirected to %s", following.authority)
             target = following
 
@@ -288,18 +289,25 @@ class Connecting:
             await shared.leave()
 
 
-def _all(plan: Plan, headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return headers if plan.origin is None else (("Origin", plan.origin), *headers)
+def _all_headers(plan: Plan) -> tuple[tuple[str, str], ...]:
+    return plan.headers if plan.origin is None else (("Origin", plan.origin), *plan.headers)
+
+
+def _for_a_stranger(plan: Plan) -> Plan:
+    """The same plan for a server that the caller has not named: with nothing that says who the client is.
+
+    Headers, subprotocols (a place where browsers have to put their tokens), the origin and a client certificate were
+    meant for the server of the URL. They do not come back, even if the stranger sends the client back there.
+    """
+    options = replace(plan.options, subprotocols=())
+    context = None if plan.ssl_context is None else without_certificate(plan.ssl_context)
+    return plan._replace(options=options, headers=(), origin=None, ssl_context=context)
 
 
 def _context(plan: Plan, target: Target) -> ssl.SSLContext | None:
     if not target.secure:
         return None
-    if plan.ssl_context is not None:
-        return plan.ssl_context
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])  # a server that prefers HTTP/2 would not know what to do with an upgrade
-    return context
+    return default_context() if plan.ssl_context is None else plan.ssl_context
 
 
 def _next(target: Target, response: ServerResponse) -> Target | None:
@@ -311,7 +319,7 @@ def _next(target: Target, response: ServerResponse) -> Target | None:
 
 
 def _same_origin(one: Target, other: Target) -> bool:
-    if one.host != other.host or one.unix != other.unix:
+    if (one.host, one.zone, one.unix) != (other.host, other.zone, other.unix):
         return False
     upgraded = (one.scheme, one.port, other.scheme, other.port) == ("ws", 80, "wss", 443)
     return upgraded or (one.scheme, one.port) == (other.scheme, other.port)

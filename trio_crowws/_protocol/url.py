@@ -12,7 +12,8 @@ Decisions where the standards leave a choice
 * A host beyond ASCII is looked up and sent in its ASCII form (IDNA 2008, with the mapping of UTS 46).
 * What is beyond ASCII in path and query, or must not stand in a URI, is percent-encoded; but a space, which is often a
   mistake, and control characters are refused.
-* The zone of an IPv6 address (`[fe80::1%25eth0]`, RFC 6874) is for this machine only and is never sent.
+* The zone of an IPv6 address (`[fe80::1%25eth0]`, RFC 6874) is for this machine only and is never sent. A redirect
+  within the link keeps it.
 * The path of a Unix socket ends at the first colon; in it, as in a path, a colon is `%3A`.
 """
 
@@ -20,8 +21,9 @@ from __future__ import annotations
 
 import base64
 import re
+import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final
 from urllib.parse import quote, unquote, urljoin
@@ -43,6 +45,9 @@ _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 _BAD = re.compile(r"[\x00-\x20\x7f-\x9f\ud800-\udfff]")
 _KEPT: Final = "%/?:@!$&'()*+,;=-._~[]|"  # what need not be encoded in path and query (RFC 3986), and is not harmful
 _MAX_NAME: Final = 253
+
+_LOCATION = re.compile(r"(?P<start>(?:[A-Za-z][A-Za-z0-9+.-]*:)?//)(?P<authority>[^/?]*)(?P<rest>.*)", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +176,16 @@ def redirected(target: Target, location: str) -> Target | None:
     Not followed is one from TLS to none, one to something that is no WebSocket, and one from a Unix socket to
     another machine. As answers to HTTP requests often do, it may say `http` for `ws`.
 
+    A server does not know the zones of this machine, so a link-local address that it names is one on the link over
+    which it was reached. The same holds for its own address.
+
     Args:
       target: what was asked for.
-      location: the value of `Location`.
+      location: the value of `Location`, its bytes as Latin-1. Bytes beyond ASCII are percent-encoded as they came, and
+        a host is read as UTF-8; so do browsers. A space is percent-encoded as well.
     """
-    location = location.partition("#")[0]
-    if _BAD.search(location):  # of which urljoin would drop some
-        return None
     try:
+        location = _escape(location.partition("#")[0])
         if target.unix is not None:
             is_path = location.startswith("/") and not location.startswith("//")
             return parse_url(f"ws+unix://{quote(target.unix)}:{location}") if is_path else None
@@ -186,7 +193,23 @@ def redirected(target: Target, location: str) -> Target | None:
         found = parse_url(re.sub(r"^http(?=s?://)", "ws", joined, flags=re.IGNORECASE))
     except ValueError:  # urljoin has some of its own
         return None
+    if target.zone and (found.host == target.host or _is_link_local(found.host)):
+        found = replace(found, zone=target.zone)
     return None if found.unix is not None or (target.secure and not found.secure) else found
+
+
+def _escape(location: str) -> str:
+    """A `Location` with nothing in it that no URL may hold; `ValueError` where that cannot be."""
+    if _CONTROL.search(location):  # of which urljoin would drop some
+        raise ValueError("a control character")
+    parts = _LOCATION.fullmatch(location)
+    start, authority, rest = ("", "", location) if parts is None else parts.groups()
+    rest = quote(rest.encode("latin-1"), safe=string.punctuation)
+    return f"{start}{authority.encode('latin-1').decode()}{rest}"
+
+
+def _is_link_local(host: str) -> bool:
+    return ":" in host and IPv6Address(host).is_link_local
 
 
 def _split(url: str, what: str, example: str) -> tuple[str, str, str]:
