@@ -1,13 +1,19 @@
 """From an accepted transport to the task that answers its request.
 
-A request that is wrong in itself is refused on the spot, by whoever reads. What needs the application (middleware,
-`on_accept`, a connection, a page) gets a task: connections in the nursery of their route, pages in the server's.
+A request that is wrong in itself is refused on the spot, by whoever reads. What needs the application (a callable
+`origins`, the constructor of a `Handler`, middleware, `on_accept`, a connection, a page) gets a task: connections in
+the nursery of their route, pages in the server's.
+
+Nothing of the application's runs in the task of whoever reads, nor do the new tasks inherit the context of that one:
+each begins with a copy of the context in which the server was made. So what one connection sets in a context variable
+is seen by its own code, from `origins` to `on_close`, and by no other connection.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from ._protocol.request import Request
     from ._route import HTTPRoute, Route
     from ._session.connection import Connection
+    from ._session.handlers import Callbacks
     from ._site import Site
     from ._transport.engine import Engine
 
@@ -54,6 +61,7 @@ class Admission:
         self._openings: set[Opening] = set()
         self._decider = Decider(site)
         self._quiet = trio.lowlevel.ParkingLot()
+        self._context = copy_context()
         self.connections: set[Connection] = set()
         self.nurseries: dict[Route, trio.Nursery] = {}
         self.nursery: trio.Nursery | None = None
@@ -99,11 +107,8 @@ class Admission:
             if is_upgrade(request):
                 self._site._tally.refused += 1
             opening.refuse(error)
-        except BaseException as error:
-            # SystemExit and its like end the program, but by way of a task: whoever reads has to live on.
-            opening.refuse(SHUTTING_DOWN)
-            assert self.nursery is not None
-            self.nursery.start_soon(_raise, error)
+        except Exception as error:  # a defect of this package: nothing of the application's runs here
+            opening.refuse(_internal_error(request, error))
 
     def _dispatch(self, opening: Opening, request: Request) -> None:
         if self.closing:
@@ -135,26 +140,23 @@ class Admission:
         limit = self._site.options.max_connections
         if limit is not None and self._site._occupied >= limit:
             raise HandshakeError(503, "too many connections", _RETRY)
-        try:
-            check_origin(route.options.origins, request)
-            callbacks = route.callbacks()
-            nursery = self.nurseries.get(route)
-            if opening.answered:  # the application's own function or constructor has aborted the server
-                return
-            if nursery is None or nursery.cancel_scope.cancel_called:
-                raise HandshakeError(503, "this route is not being served", _RETRY)
-            upgrade = Upgrade(opening, request, route, callbacks, accept, nursery)
+        origins = route.options.origins
+        if not callable(origins):
+            check_origin(origins, request)
+        nursery = self.nurseries.get(route)
+        if nursery is None or nursery.cancel_scope.cancel_called:
+            raise HandshakeError(503, "this route is not being served", _RETRY)
+        upgrade = Upgrade(opening, request, route, route._shared_callbacks, accept, nursery)
+        conn = None
+        if upgrade.callbacks is not None and not callable(origins) and self._decider.agrees(upgrade.callbacks.accept):
             # Where nobody is to be asked, the peer does not have to wait until the task has its first turn.
-            conn = self._open(upgrade, PLAINLY) if self._decider.agrees(callbacks.accept) else None
-        except HandshakeError:
-            raise
-        except Exception as error:  # the application's own function or constructor
-            raise _internal_error(request, error) from error
+            conn = self._open(upgrade, PLAINLY)
         self._start(nursery, self._run_connection, upgrade, conn)
         self._site._occupied += 1
 
     def _start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], *args: object) -> None:
-        nursery.start_soon(function, *args)
+        # In a copy, because Trio's instruments, which are told of the new task, are not ours.
+        self._context.copy().run(nursery.start_soon, function, *args)
         self.tasks += 1
 
     def _task_ended(self) -> None:
@@ -203,15 +205,18 @@ class Admission:
     async def _accept(self, upgrade: Upgrade) -> Connection | None:
         opening, request = upgrade.opening, upgrade.request
         try:
-            outcome = await self._decider.decide(opening, request, upgrade.callbacks.accept)
+            callbacks = self._callbacks_for(upgrade)
+            outcome = await self._decider.decide(opening, request, callbacks.accept)
             if opening.answered:  # the peer has gone meanwhile, and nothing more would be heard of its transport
                 return None
             if not isinstance(outcome, Reject):
-                return self._open(upgrade, outcome)
+                return self._open(upgrade._replace(callbacks=callbacks), outcome)
             opening.respond(outcome)
             logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
         except Undecided as undecided:
             opening.refuse(undecided.error)
+        except HandshakeError as error:
+            opening.refuse(error)
         except Exception as error:
             opening.refuse(_internal_error(request, error))
         except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
@@ -219,6 +224,20 @@ class Admission:
             raise
         self._site._tally.refused += 1
         return None
+
+    def _callbacks_for(self, upgrade: Upgrade) -> Callbacks:
+        """Ask a callable `origins`, and make the handler object where each connection has its own.
+
+        Raises:
+          HandshakeError: the page may not connect, or the server began to shut down before this task had a turn.
+          Exception: what the application's function or constructor raises.
+        """
+        if upgrade.opening.answered:
+            raise SHUTTING_DOWN
+        origins = upgrade.route.options.origins
+        if callable(origins):
+            check_origin(origins, upgrade.request)
+        return upgrade.callbacks or upgrade.route._make_callbacks()
 
 
 class Membership:
@@ -245,10 +264,6 @@ class Membership:
         """The connection has ended: out of all rooms and lists."""
         self._admission.connections.discard(self._conn)
         self._site._leave(self._conn, self._route)
-
-
-async def _raise(error: BaseException) -> None:
-    raise error
 
 
 def _internal_error(request: Request, error: Exception) -> HandshakeError:

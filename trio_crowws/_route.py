@@ -179,7 +179,7 @@ class Route:
 
     # For the server
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raises ValueError if nothing would ever look at a connection of this route."""
         if self._plan is None and self._callbacks.empty:
             raise ValueError(
@@ -194,9 +194,15 @@ class Route:
         """Take a connection that has ended out of the list."""
         self._connections.discard(conn)
 
-    def callbacks(self) -> Callbacks:
-        """The callbacks for a new connection: its own object where the handler is a class."""
-        return self._callbacks if self._plan is None else self._plan.make()
+    @property
+    def _shared_callbacks(self) -> Callbacks | None:
+        """The callbacks for all connections; `None` where the handler is a class, and each has its own object."""
+        return self._callbacks if self._plan is None else None
+
+    def _make_callbacks(self) -> Callbacks:
+        """The callbacks of a new object of the handler class."""
+        assert self._plan is not None
+        return self._plan.make()
 
 
 class HTTPRoute:

@@ -190,4 +190,4 @@ class Site:
     def _check_routes(self) -> None:
         """Raises ValueError for a route without a handler."""
         for route in self._routes:
-            route.check()
+            route._check()

@@ -53,12 +53,16 @@ SHUTTING_DOWN = HandshakeError(503, "the server is shutting down", [("Retry-Afte
 
 
 class Upgrade(NamedTuple):
-    """A request for an upgrade that has passed the protocol's checks."""
+    """A request for an upgrade that has passed the protocol's checks.
+
+    Attributes:
+      callbacks: what to call; `None` until the connection has its own handler object.
+    """
 
     opening: Opening
     request: Request
     route: Route
-    callbacks: Callbacks
+    callbacks: Callbacks | None
     accept: str
     nursery: trio.Nursery
 
@@ -202,6 +206,7 @@ def open_connection(
         inflater=None if agreement is None else Inflater(agreement, options.max_payload),
     )
     parts = Parts(connection_id, request, options, opening.transport, timers, reader)
+    assert upgrade.callbacks is not None
     conn = Connection(parts, upgrade.callbacks, rooms, upgrade.nursery)
     if agreement is not None and options.compression is not None:
         assert agreement.setting is not None  # an offer that asks for what zlib cannot do is declined

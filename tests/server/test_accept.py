@@ -629,3 +629,46 @@ async def test_a_peer_that_is_lost_while_it_is_decided_on() -> None:
             assert server._admission.tasks == 0
         await assert_serves(server)
     assert len(ends) == 1
+
+
+async def test_a_defect_costs_one_request(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What goes wrong in this package while a request is looked at is a 500 and an error in the log, and no more."""
+    async with serving(echo_app()) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("trio_crowws._admission.check_upgrade", lambda request: 1 / 0)
+            async with open_raw(server) as client:
+                await client.send(upgrade())
+                assert (await client.refused()).status == 500
+        await assert_serves(server)
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["constructor", "origins"])
+async def test_what_is_asked_first_may_end_the_program(source: str) -> None:
+    """SystemExit in a constructor or in `origins` ends `serve` with it; the request is answered with a 503."""
+    app = App()
+
+    def leave(*_: object) -> bool:
+        raise SystemExit(3)
+
+    class Leaving(Handler):
+        __init__ = leave  # type: ignore[assignment]
+
+        def on_message(self, conn: Connection, message: str) -> None:
+            raise AssertionError("there is no connection")
+
+    if source == "constructor":
+        app.websocket("/echo")(Leaving)
+    else:
+        app.websocket("/echo", origins=leave).on_message(lambda conn, message: None)
+    statuses: list[int] = []
+
+    async def meet_the_interrupt() -> None:
+        async with serving(app) as server, open_raw(server) as client:
+            await client.send(upgrade())
+            with trio.CancelScope(shield=True):
+                statuses.append((await client.refused()).status)
+
+    with pytest.raises(SystemExit):
+        await meet_the_interrupt()
+    assert statuses == [503]
