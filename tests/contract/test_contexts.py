@@ -66,7 +66,7 @@ def make_app(steps: Steps, style: Style) -> tuple[App, Recorder, list[str]]:
     names = ["origins", "middleware", "accept", "open", "message", "message", "error"]
     if style == "class":
         assert recorder.route._plan is not None
-        recorder.route._plan._cls.__init__ = steps.step("constructor")  # type: ignore[misc]
+        recorder.route._plan._cls.__init__ = steps.step("constructor")  # type: ignore[method-assign]
         names.insert(1, "constructor")
     return app, recorder, names
 
