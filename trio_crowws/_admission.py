@@ -11,7 +11,6 @@ is seen by its own code, from `origins` to `on_close`, and by no other connectio
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from itertools import count
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._foreign import describe, place, quoted
+from ._log import log
 from ._protocol.handshake import RequestReader, check_upgrade, is_upgrade
 from ._protocol.origin import check_origin
 from ._session.accepting import Accept, Reject
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from ._transport.engine import Engine
 
 __all__ = ["Admission"]
-
-logger = logging.getLogger("trio_crowws")
 
 _connection_numbers = count(1)
 _RETRY = [("Retry-After", "1")]
@@ -212,7 +211,7 @@ class Admission:
             if not isinstance(outcome, Reject):
                 return self._open(upgrade._replace(callbacks=callbacks), outcome)
             opening.respond(outcome)
-            logger.info("refused %s for %s with %d", request.remote_address, ascii(request.path), outcome.status)
+            log.info("refused %s for %s with %d", place(request.remote_address), quoted(request.path), outcome.status)
         except Undecided as undecided:
             opening.refuse(undecided.error)
         except HandshakeError as error:
@@ -267,5 +266,6 @@ class Membership:
 
 
 def _internal_error(request: Request, error: Exception) -> HandshakeError:
-    logger.error("cannot answer %s from %s: %r", ascii(request.path), request.remote_address, error, exc_info=error)
+    path, address = quoted(request.path), place(request.remote_address)
+    log.error("cannot answer %s from %s: %s", path, address, describe(error), exc_info=error)
     return internal_error()

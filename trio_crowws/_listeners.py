@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import stat
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._log import log
 from .errors import CrowWSError
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ._transport.engine import Engine
 
 __all__ = ["ListeningSocket", "format_address", "open_tcp", "open_unix"]
-
-logger = logging.getLogger("trio_crowws")
 
 ACCEPTS_PER_TURN = 64
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
@@ -62,7 +60,7 @@ class ListeningSocket:
                 await trio.lowlevel.checkpoint_if_cancelled()  # closed before the first wait: there is no descriptor
                 error = await engine.watch(self._sock, partial(self._accept_some, take))
                 if not self._exhausted:  # it may last for hours, and ten lines a second would fill the disk as well
-                    logger.error("cannot accept on %s: %s; trying again", self, error.strerror)
+                    log.error("cannot accept on %s: %s; trying again", self, error.strerror)
                 self._exhausted = True
                 await trio.sleep(EXHAUSTED_PAUSE)
         finally:

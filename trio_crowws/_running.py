@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._session.tasks import unwrap
+from ._foreign import cause_of, unwrap
 
 if TYPE_CHECKING:
     from ._server import Server
@@ -36,7 +36,7 @@ def run_until_signal(
                     nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
                 error = unwrap(group)
-                raise error from error.__cause__
+                raise error from cause_of(error)
 
     trio.run(main)
 

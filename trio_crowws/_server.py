@@ -13,7 +13,6 @@ Theory of operation
 
 from __future__ import annotations
 
-import logging
 import random
 import socket
 import ssl
@@ -24,9 +23,10 @@ import trio
 
 from ._admission import Admission
 from ._closeinfo import check_close
+from ._foreign import cause_of, describe, explain, unwrap
 from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
+from ._log import log
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
-from ._session.tasks import unwrap
 from ._transport.engine import Engine
 from ._transport.stream import addresses_of, plain_address
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ._transport.base import Address
 
 __all__ = ["Server"]
-
-logger = logging.getLogger("trio_crowws")
 
 _CLOSE_LISTENERS = 1.0
 """Seconds for listeners of the application's own to be closed by force."""
@@ -220,7 +218,7 @@ class Server:
             assert self._admission.nursery is not None
             self._admission.nursery.start_soon(self._accept, listening, others)
             task_status.started(self)
-            logger.info("listening on %s%s", self._where(), " with TLS" if self._ssl_context else "")
+            log.info("listening on %s%s", self._where(), " with TLS" if self._ssl_context else "")
             await self._asked.wait()
 
         try:
@@ -243,7 +241,7 @@ class Server:
                     await self._engine.aclose()
         except BaseExceptionGroup as group:
             error = unwrap(group)
-            raise error from error.__cause__
+            raise error from cause_of(error)
         finally:
             self._finished.set()
 
@@ -287,9 +285,7 @@ class Server:
         with trio.move_on_after(grace):
             await self._admission.wait_quiet()
         if self._admission.tasks:
-            logger.warning(
-                "%d handlers still ran after the grace of %g s and are cancelled", self._admission.tasks, grace
-            )
+            log.warning("%d handlers still ran after the grace of %g s and are cancelled", self._admission.tasks, grace)
 
     # Accepting
 
@@ -309,7 +305,7 @@ class Server:
                 try:
                     stream = await listener.accept()
                 except OSError as error:
-                    logger.error("cannot accept on %r: %s; trying again", listener, error)
+                    log.error("cannot accept on %s: %s; trying again", describe(listener), explain(error))
                     await trio.sleep(EXHAUSTED_PAUSE)
                 else:
                     self._begin_stream(stream, None, None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._log import log
 from ._options import Options
 from ._protocol.compressing import Packers
 from ._rooms import Room, Rooms, deliver
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ._session.connection import Connection
 
 __all__ = ["Site"]
-
-logger = logging.getLogger("trio_crowws")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -183,7 +181,7 @@ class Site:
         """Say loudly what is for debugging only."""
         for route in self._routes:
             if route.options.allow_unmasked:
-                logger.warning(
+                log.warning(
                     "the route %s accepts frames without a mask, against RFC 6455: for debugging only", route.path
                 )
 

@@ -5,11 +5,12 @@ A request gets exactly one answer. There is one place that writes a 101, and it 
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import trio
 
+from ._foreign import describe, is_a, name_of, place, quoted
+from ._log import log
 from ._protocol.deflate import Inflater
 from ._protocol.deflate_offer import negotiate
 from ._protocol.framing import FrameReader
@@ -20,7 +21,7 @@ from ._session.connection import Connection
 from ._session.ending import Parts
 from ._session.handlers import Callback, Callbacks
 from ._session.tasks import sort_out
-from .errors import HandlerError, HandshakeError
+from .errors import HandshakeError
 
 if TYPE_CHECKING:
     from ._options import Options
@@ -43,8 +44,6 @@ __all__ = [
     "open_connection",
     "produce",
 ]
-
-logger = logging.getLogger("trio_crowws")
 
 PLAINLY = Accept()
 """Accepted, and nothing said beyond that."""
@@ -129,7 +128,7 @@ class Decider:
                 return reject
             except BaseException as error:
                 own, rest = sort_out("", error)
-                if isinstance(own, Reject):
+                if own is not None and is_a(own, Reject):
                     return own
                 if own is not None:
                     _log_failure(callback, request, own)
@@ -148,18 +147,22 @@ def _interpret(outcome: object, *, may_accept: bool) -> Accept | Reject:
         return PLAINLY
     if outcome is False:
         return Reject(403, "forbidden\n")
-    if isinstance(outcome, Reject) or (may_accept and isinstance(outcome, Accept)):
-        return outcome
+    if is_a(outcome, Reject) or (may_accept and is_a(outcome, Accept)):
+        return cast("Accept | Reject", outcome)
     allowed = "None, True, False, Accept or Reject" if may_accept else "None, True, False or Reject"
-    error = HandlerError(f"{'on_accept' if may_accept else 'a middleware'} returned {outcome!r}; it must be {allowed}")
-    logger.error("%s", error)
+    callback = "on_accept" if may_accept else "a middleware"
+    log.error("%s returned %s; it must be %s", callback, describe(outcome), allowed)
     raise Undecided(internal_error())
 
 
 def _log_failure(callback: Callback, request: Request, error: Exception) -> None:
-    name = getattr(callback.function, "__qualname__", repr(callback.function))
-    logger.error(
-        "%s failed for %s from %s: %r", name, ascii(request.path), request.remote_address, error, exc_info=error
+    log.error(
+        "%s failed for %s from %s: %s",
+        name_of(callback.function),
+        quoted(request.path),
+        place(request.remote_address),
+        describe(error),
+        exc_info=error,
     )
 
 
@@ -192,7 +195,8 @@ def open_connection(
         if options.subprotocols:
             subprotocol = choose_subprotocol(options.subprotocols, request.subprotocols)
     elif subprotocol not in request.subprotocols:
-        logger.error("on_accept of %s chose the subprotocol %r, which was not offered", route.path, subprotocol)
+        wrong = describe(subprotocol)
+        log.error("on_accept of %s chose the subprotocol %s, which was not offered", route.path, wrong)
         raise Undecided(internal_error())
     agreement = _agree(request, options)
     extensions = None if agreement is None else agreement.header

@@ -242,6 +242,8 @@ def test_private_names_of_others_are_not_used() -> None:
 # Layers
 
 LAYERS = [
+    ["_foreign"],
+    ["_log"],
     ["errors", "_closeinfo", "_deflate", "_options"],
     ["_protocol"],
     ["_transport"],
@@ -352,7 +354,7 @@ for name in sys.argv[2:]:
     importlib.import_module("trio_crowws." + name)
 """
     protocol = [f"_protocol.{path.stem}" for path in (PACKAGE / "_protocol").glob("[a-z]*.py")]
-    names = ["errors", "_options", "_closeinfo", "_deflate", *protocol]
+    names = ["_foreign", "_log", "errors", "_options", "_closeinfo", "_deflate", *protocol]
     result = subprocess.run(
         [sys.executable, "-c", program, str(PACKAGE), *names], capture_output=True, text=True, timeout=20, check=False
     )

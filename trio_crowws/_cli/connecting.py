@@ -25,9 +25,9 @@ import trio
 
 from .._client.connect import connect
 from .._client.connecting import Connecting
+from .._foreign import cause_of, unwrap
 from .._protocol.url import parse_url
 from .._session.connection import Connection
-from .._session.tasks import unwrap
 from ..errors import ConnectionClosed, CrowWSError, InvalidURL, Rejected
 from .exits import FAILED, OK, REFUSED, UNCLEAN, UNREAD, USAGE
 from .showing import JsonShow, Piece, PlainShow, Refusal, Show, TerminalShow
@@ -234,7 +234,7 @@ class _Talk:
                     nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             error = unwrap(group)
-            raise error from error.__cause__
+            raise error from cause_of(error)
 
     async def _send_lines(self, conn: Connection) -> None:
         """Send what the input has, and close the connection some time after its end."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import trio
 
-from .._session.tasks import unwrap
+from .._foreign import cause_of, unwrap
 from .showing import visible
 
 __all__ = ["SIGNALS", "is_available", "serve_and_watch"]
@@ -57,7 +57,7 @@ def serve_and_watch(command: Sequence[str], app: str, folders: Sequence[Path]) -
         trio.run(_Reloader(command, app, folders).run)
     except BaseExceptionGroup as group:
         error = unwrap(group)
-        raise error from error.__cause__
+        raise error from cause_of(error)
 
 
 class _Reloader:

@@ -12,7 +12,6 @@ Theory of operation
 
 from __future__ import annotations
 
-import logging
 import math
 import ssl
 from collections.abc import Iterable
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple, final
 
 import trio
 
+from .._foreign import quoted
+from .._log import log
 from .._protocol.answer import AnswerReader, ServerResponse, UpgradeRequest, check_accepted
 from .._protocol.compressing import Compressor, Packer
 from .._protocol.deflate import Inflater
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from .._transport.base import Transport
 
 __all__ = ["Connecting", "Plan"]
-
-logger = logging.getLogger("trio_crowws")
 
 _PARTING = 1.0
 """Seconds that the server has to end the stream, which is for it to do, after both Close frames."""
@@ -160,7 +159,7 @@ class Connecting:
             left -= 1
             if not _same_origin(target, following):
                 self._plan = _for_a_stranger(plan)
-            logger.debug("redirected to %s", following.authority)
+            log.debug("redirected to %s", quoted(following.authority))
             target = following
 
     async def _ask(self, target: Target, request: UpgradeRequest) -> ServerResponse:

@@ -9,17 +9,15 @@ costs the connections that it served, and the next connection gets a new one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
+from .._log import log
 from .._transport.engine import Engine
 
 __all__ = ["Nursery", "SharedEngine"]
-
-logger = logging.getLogger("trio_crowws")
 
 _PATIENCE = 1.0
 """Seconds that the last connection waits for the end of the engine's tasks."""
@@ -81,7 +79,7 @@ class SharedEngine:
             await self.engine.run()
         except Exception as defect:
             error = defect
-            logger.error("internal error; the connections of this client end", exc_info=defect)
+            log.error("internal error; the connections of this client end", exc_info=defect)
         finally:
             self._retire()
             self.engine.fail(error)

@@ -18,7 +18,6 @@ A failure to connect goes to the third question at once. The waits are computed 
 from __future__ import annotations
 
 import inspect
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -30,6 +29,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import trio
 
 from .._closeinfo import CloseCode, CloseInfo
+from .._foreign import is_a, leaves_of, name_of, quoted, quoted_text
+from .._log import log
 from .._protocol.url import parse_url
 from .._session.calling import call_plain, run_unprotected
 from .._session.handlers import make_callback
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
     from .._session.connection import Connection
 
 __all__ = ["LinkPhase", "LinkState", "is_final", "keep_connected"]
-
-logger = logging.getLogger("trio_crowws")
 
 T = TypeVar("T")
 
@@ -186,8 +185,7 @@ def _check_handler(handler: object) -> None:
         handler.close()  # nobody will ever await it, and Python would complain about that too
         raise TypeError("handler must be an async function, not a coroutine; give the function, not its call")
     if not make_callback("handler", cast("Callable[..., Any]", handler), ("conn",)).is_async:
-        name = getattr(handler, "__qualname__", repr(handler))
-        raise TypeError(f"handler must be an async function, but {name} is a plain one")
+        raise TypeError(f"handler must be an async function, but {name_of(handler)} is a plain one")
 
 
 def _check_plain(name: str, function: Callable[..., object], argument: str) -> None:
@@ -262,7 +260,7 @@ class _Link(Generic[T]):
                 raise error
             delay = self._delay_after(error)
             self.tell(LinkPhase.WAITING, delay=delay, error=error)
-            logger.info("connecting to %s again in %.1f s: %s", _place(self._url), delay, ascii(str(error)))
+            log.info("connecting to %s again in %.1f s: %s", _place(self._url), delay, quoted_text(error))
             self._failures += 1
             await trio.sleep(delay)
 
@@ -334,13 +332,13 @@ async def _cancel_late(conn: Connection, scope: trio.CancelScope, grace: float) 
     if _is_closed_by_us(await conn.wait_closed()):
         return
     await trio.sleep(grace)
-    logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
+    log.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     scope.cancel()
 
 
 def _is_cancellation(error: BaseException) -> bool:
     """Whether it is that and nothing else, by itself or in groups."""
-    return BaseExceptionGroup("", [error]).split(trio.Cancelled)[1] is None
+    return all(is_a(leaf, trio.Cancelled) for leaf in leaves_of(error))
 
 
 def _place(url: str) -> str:
@@ -349,4 +347,4 @@ def _place(url: str) -> str:
         target = parse_url(url)
     except InvalidURL:
         return "a URL that cannot be used"
-    return ascii(target.authority if target.unix is None else target.unix)
+    return quoted(target.authority if target.unix is None else target.unix)

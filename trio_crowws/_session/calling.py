@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from .._foreign import is_awaitable, name_of
 from ..errors import HandlerError
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ def refuse_awaitable(callback: Callback, result: object) -> None:
     Raises:
       HandlerError: it does.
     """
-    if result is not None and inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
+    if result is not None and is_awaitable(result):
+        if type(result) is CoroutineType:
             result.close()
-        name = getattr(callback.function, "__qualname__", repr(callback.function))
+        name = name_of(callback.function)
         raise HandlerError(f"{name} is a plain function but returned an awaitable; declare it with async def")

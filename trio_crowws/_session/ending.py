@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import trio
 
 from .._closeinfo import CloseFrame, CloseInfo, check_close
+from .._foreign import is_a, text_of
+from .._log import log
 from .._protocol.closing import TRANSITIONS, Action, Event, Phase
 from .._protocol.encoding import encode_close, encode_ping, encode_pong
 from .._protocol.events import CloseReceived, Fault
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
     from .._transport.timers import Timers
 
 __all__ = ["Ending", "Parts", "State"]
-
-logger = logging.getLogger("trio_crowws")
 
 ANSWER_STEP = 0.25
 """Seconds that a handler may take over one message while the peer waits for its Close to be answered."""
@@ -149,7 +149,7 @@ class Ending:
         self._timers = timers
         self._timer = Timer(timers, self._on_timer)
         self._scope = trio.CancelScope()
-        self._debug = logger.isEnabledFor(logging.DEBUG)
+        self._debug = log.shows(logging.DEBUG)
         self._client = False
         self._dressed = self._debug  # whether anything is done with a frame before it is queued
 
@@ -205,7 +205,7 @@ class Ending:
         before = self._phase
         self._phase, actions = row
         if self._debug:
-            logger.debug("[%s] %s: %s -> %s", self.id, event.name, before.name, self._phase.name)
+            log.debug("[%s] %s: %s -> %s", self.id, event.name, before.name, self._phase.name)
         for action in actions:
             if action is Action.SEND_CLOSE:
                 self._send_close(frame or CloseFrame(None))
@@ -235,7 +235,7 @@ class Ending:
 
     def _dress(self, frame: bytes) -> bytes | memoryview:
         if self._debug:
-            logger.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
+            log.debug("[%s] sent %s, %d bytes as a frame", self.id, _FRAMES[frame[0]], len(frame))
         return mask_frame(frame, os.urandom(4)) if self._client else frame
 
     def _initiate(self, side: Literal["local", "remote"]) -> None:
@@ -282,8 +282,7 @@ class Ending:
             code = 1005 if self._received.code is None else self._received.code
             reason = self._received.reason
         elif self._error is not None and self._sent is not None:
-            known = getattr(self._error, "code", None) if isinstance(self._error, CrowWSError) else None
-            code = 1011 if known is None else known
+            code = _code_of(self._error)
             reason = self._sent.reason if self._sent.code == code else ""
         elif self._sent is not None and self._phase is not Phase.CLOSED:
             code, reason = self._sent.code or 1005, self._sent.reason  # what is known so far
@@ -305,7 +304,7 @@ class Ending:
             # Section 5.5.1: echo the code; the reason was the peer's to give.
             self._apply(Event.ANSWERED, CloseFrame(terminal.code))
         elif isinstance(terminal, Fault):
-            self._apply(Event.FAIL, CloseFrame(*check_close(terminal.error.code, str(terminal.error))))
+            self._apply(Event.FAIL, CloseFrame(*check_close(terminal.error.code, text_of(terminal.error))))
         else:
             self._apply(Event.PEER_ENDED)
 
@@ -345,7 +344,9 @@ class Ending:
 
     def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
-        reason = ConnectionLost(f"the transport broke: {error}" if error else "the transport was closed")
+        reason = ConnectionLost(
+            "the transport was closed" if error is None else f"the transport broke: {text_of(error)}"
+        )
         reason.__cause__ = error
         if self._received is None:
             self._record(reason, "remote")
@@ -484,3 +485,12 @@ class Ending:
                 if ping.answered is not None:
                     ping.answered.set()
             self._pings = None
+
+
+def _code_of(error: Exception) -> int:
+    """The close code of an error that ended a connection; one of the application's own may have made anything of it."""
+    try:
+        # Of a subclass of int, the number alone.
+        return int.__int__(error.code) if is_a(error, CrowWSError) else 1011  # type: ignore[attr-defined]
+    except Exception:
+        return 1011

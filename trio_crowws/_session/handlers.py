@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from .._foreign import name_of
+
 __all__ = ["CALLBACKS", "Callback", "Callbacks", "Handler", "HandlerPlan"]
 
 CALLBACKS: dict[str, tuple[str, ...]] = {
@@ -87,11 +89,11 @@ class Callbacks:
         callback = make_callback("a session handler", function, SESSION)
         if not callback.is_async:
             raise TypeError(
-                f"a session handler must be an async function, but {_name(function)} is a plain one; "
+                f"a session handler must be an async function, but {name_of(function)} is a plain one; "
                 "a plain function can be on_message"
             )
         if self.session is not None:
-            raise ValueError(f"the route already has the session handler {_name(self.session.function)}")
+            raise ValueError(f"the route already has the session handler {name_of(self.session.function)}")
         if self.open or self.text or self.binary:
             raise ValueError("a route has either a session handler or on_open/on_message callbacks, not both")
         self.session = callback
@@ -100,9 +102,9 @@ class Callbacks:
         short = name.removeprefix("on_")
         taken = (self.text or self.binary) if name == "on_message" else getattr(self, short)
         if taken is not None:
-            raise ValueError(f"{name} is already set to {_name(taken.function)}")
+            raise ValueError(f"{name} is already set to {name_of(taken.function)}")
         if self.session is not None and short in ("open", "message", "text", "binary"):
-            raise ValueError(f"{name} does not go together with the session handler {_name(self.session.function)}")
+            raise ValueError(f"{name} does not go together with the session handler {name_of(self.session.function)}")
 
     def _settle(self) -> None:
         handlers = (self.text, self.binary)
@@ -193,7 +195,7 @@ def make_callback(name: str, function: Callable[..., Any], arguments: tuple[str,
         signature.bind(*arguments)
     except TypeError:
         raise TypeError(
-            f"{name} is called with ({', '.join(arguments)}), but {_name(function)} takes {signature}"
+            f"{name} is called with ({', '.join(arguments)}), but {name_of(function)} takes {signature}"
         ) from None
     return Callback(function, _is_async(function))
 
@@ -204,11 +206,7 @@ def _is_async(function: Callable[..., Any]) -> bool:
     forms = (function, getattr(function, "__call__", None))  # noqa: B004 -- an object may have a call that is async
     # The call of a generator function runs nothing of it, so nobody would ever see what it was meant to do.
     if any(map(inspect.isasyncgenfunction, forms)):
-        raise TypeError(f"{_name(function)} is an async generator; a callback is an async or a plain function")
+        raise TypeError(f"{name_of(function)} is an async generator; a callback is an async or a plain function")
     if any(map(inspect.isgeneratorfunction, forms)):
-        raise TypeError(f"{_name(function)} is a generator; a callback is an async or a plain function")
+        raise TypeError(f"{name_of(function)} is a generator; a callback is an async or a plain function")
     return any(map(inspect.iscoroutinefunction, forms))
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", None) or repr(function)

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from .._foreign import explain, place, quoted
+from .._log import log
 from .calling import Call
 from .tasks import log_failure, sort_out
 
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from .handlers import Callback
 
 __all__ = ["leave", "live", "log_start"]
-
-logger = logging.getLogger("trio_crowws")
 
 CANCELLED_GRACE = 1.0
 """Seconds that a cancelled connection waits for its peer to answer the Close frame."""
@@ -89,7 +89,7 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     except BaseException as error:
         pending = _handler_raised(conn, error)
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:
-        logger.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
+        log.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     conn._finish(1000 if finished else 1001)
     await _end(conn, listed if opened else None, pending, entered=entered)
 
@@ -217,35 +217,39 @@ async def _call_last(conn: Connection, name: str, callback: Callback, argument: 
         finally:
             del interrupt  # it refers to this frame, and so to itself
     if scope.cancelled_caught:
-        logger.warning(
-            "[%s] %s was cancelled: callback_timeout=%g is over", conn.id, name, conn.options.callback_timeout
-        )
+        log.warning("[%s] %s was cancelled: callback_timeout=%g is over", conn.id, name, conn.options.callback_timeout)
 
 
 def log_start(conn: Connection) -> None:
     """Say that a connection is open."""
-    if logger.isEnabledFor(logging.INFO):
-        logger.info(
-            "[%s] open: %s %s subprotocol=%s", conn.id, conn.remote_address, ascii(conn.request.path), conn.subprotocol
-        )
+    if log.shows(logging.INFO):
+        address, path = place(conn.remote_address), quoted(conn.request.path)
+        log.info("[%s] open: %s %s subprotocol=%s", conn.id, address, path, _subprotocol(conn))
+
+
+def _subprotocol(conn: Connection) -> str | None:
+    """The subprotocol, where a server's options have its name. A name of the client's own may be a secret."""
+    names = conn.options.subprotocols
+    named = not conn._client and not isinstance(names, str) and conn.subprotocol in names
+    return conn.subprotocol if named or conn.subprotocol is None else "set"
 
 
 def _log_end(conn: Connection) -> None:
     info = conn.close_info
-    if info is None or not logger.isEnabledFor(logging.INFO):
+    if info is None or not log.shows(logging.INFO):
         return
-    logger.info(
+    log.info(
         "[%s] closed: %s %s subprotocol=%s code=%d reason=%s by=%s clean=%s cause=%s "
         "received=%d messages/%d bytes sent=%d messages/%d bytes dropped=%d",
         conn.id,
-        conn.remote_address,
-        ascii(conn.request.path),
-        conn.subprotocol,
+        place(conn.remote_address),
+        quoted(conn.request.path),
+        _subprotocol(conn),
         info.code,
-        ascii(info.reason),
+        quoted(info.reason),
         info.initiator,
         info.clean,
-        "-" if info.error is None else f"{type(info.error).__name__}: {str(info.error)!a}",
+        "-" if info.error is None else explain(info.error),
         conn.messages_received,
         conn.bytes_received,
         conn.messages_sent,

@@ -6,10 +6,11 @@ small object and one timer, and has `handshake_timeout` seconds from the moment 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .._foreign import explain, place, quoted, quoted_text, text_of
+from .._log import log
 from .._protocol.handshake import RequestReader, http_response
 from .._transport.timers import Timer
 from ..errors import HandshakeError
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from .accepting import Response
 
 __all__ = ["Opening"]
-
-logger = logging.getLogger("trio_crowws")
 
 LINGER = 5.0
 """Seconds that a refused peer has to read the answer and to close."""
@@ -105,12 +104,12 @@ class Opening:
         """Answer with the status of `error` and close."""
         if self.answered:
             return
-        body = f"{error}\n".encode("latin-1", errors="replace")
+        body = f"{text_of(error)}\n".encode("ascii")
         headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
         self._answer(error.status, headers, body)
-        path = "-" if self._request is None else ascii(self._request.path)
-        address = self.transport.remote_address
-        logger.info("refused %s for %s with %d: %s", address, path, error.status, ascii(str(error)))
+        path = "-" if self._request is None else quoted(self._request.path)
+        address = place(self.transport.remote_address)
+        log.info("refused %s for %s with %d: %s", address, path, error.status, quoted_text(error))
 
     def respond(self, response: Response) -> None:
         """Answer with `response` and close."""
@@ -139,7 +138,8 @@ class Opening:
 
     def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
-        logger.debug("%s went away during the handshake: %s", self.transport.remote_address, error)
+        address, reason = place(self.transport.remote_address), "-" if error is None else explain(error)
+        log.debug("%s went away during the handshake: %s", address, reason)
         self._finish()
 
     def _on_stalled(self) -> None:

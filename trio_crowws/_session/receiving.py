@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._closeinfo import CloseCode, CloseFrame
+from .._log import log
 from .._protocol.closing import Event, Phase
 from .._protocol.events import CloseReceived, Fault, Ping, Pong
 from ..errors import ConnectionLost, ProtocolError
 from .calling import call, refuse_awaitable
-from .ending import logger
 from .sending import Sending
 from .tasks import CallbacksReceive, log_failure, sort_out
 
@@ -155,11 +155,11 @@ class Receiving(Sending):
         """What came, but never what it says."""
         for event in events:
             if isinstance(event, str):
-                logger.debug("[%s] received text of %d characters", self.id, len(event))
+                log.debug("[%s] received text of %d characters", self.id, len(event))
             elif isinstance(event, bytes):
-                logger.debug("[%s] received binary of %d bytes", self.id, len(event))
+                log.debug("[%s] received binary of %d bytes", self.id, len(event))
             else:
-                logger.debug("[%s] received %s", self.id, type(event).__name__)
+                log.debug("[%s] received %s", self.id, type(event).__name__)
 
     def _enqueue_control(self, event: Ping | Pong) -> None:
         if self._phase is Phase.OPEN:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import trio
 
+from .._foreign import describe, is_a, name_of, place, quoted, select, unwrap
+from .._log import log
 from ..errors import ConnectionClosed, HandlerError
 from .calling import run_unprotected
 
 if TYPE_CHECKING:
     from .ending import Ending
 
-__all__ = ["CallbacksReceive", "Children", "Spawner", "log_failure", "sort_out", "unwrap"]
-
-logger = logging.getLogger("trio_crowws")
+__all__ = ["CallbacksReceive", "Children", "Spawner", "log_failure", "sort_out"]
 
 
 class CallbacksReceive(trio.BusyResourceError):
@@ -35,46 +34,32 @@ def sort_out(connection_id: str, error: BaseException) -> tuple[Exception | None
     """Split what left a task into the application's own error and what must pass (Cancelled and its like).
 
     That this very connection has closed is no error, even where a nursery has wrapped it. A group of one is unwrapped.
+    Never raises, and runs no code of the exceptions but what a group has as its `derive`.
     """
-
-    def is_normal_end(leaf: BaseException) -> bool:
-        return isinstance(leaf, ConnectionClosed) and leaf.connection_id == connection_id
-
-    own: BaseException | None
-    rest: BaseException | None
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        own, rest = group.split(Exception)
-        if own is not None:
-            own = own.split(is_normal_end)[1]
-    else:
-        own, rest = (error, None) if isinstance(error, Exception) else (None, error)
-        if is_normal_end(error):
-            own = None
-    own = None if own is None else unwrap(own)
-    assert own is None or isinstance(own, Exception)
-    return own, rest
+    own = select(error, lambda leaf: is_a(leaf, Exception) and not _is_normal_end(leaf, connection_id))
+    rest = select(error, lambda leaf: not is_a(leaf, Exception))
+    return None if own is None else cast("Exception", unwrap(own)), rest
 
 
-def unwrap(error: BaseException) -> BaseException:
-    """What a group of one holds: that there was a nursery is no business of whoever sees the exception."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    group = cast("BaseExceptionGroup[BaseException]", error)
-    first, *others = group.exceptions
-    return group if others else unwrap(first)
+def _is_normal_end(leaf: BaseException, connection_id: str) -> bool:
+    if not is_a(leaf, ConnectionClosed):
+        return False
+    try:  # a subclass of the application's may have made anything of it
+        return bool(cast("ConnectionClosed", leaf).connection_id == connection_id)
+    except Exception:
+        return False
 
 
 def log_failure(conn: Ending, where: str, error: Exception) -> None:
     """The application's own errors are logged with their traceback, and nothing else is."""
-    logger.error(
-        "[%s] %s of %s failed (peer %s): %r",
+    log.error(
+        "[%s] %s of %s failed (peer %s): %s",
         conn.id,
         where,
-        ascii(conn.request.path),
-        conn.remote_address,
-        error,
-        exc_info=None if isinstance(error, HandlerError) else error,
+        quoted(conn.request.path),
+        place(conn.remote_address),
+        describe(error),
+        exc_info=None if is_a(error, HandlerError) else error,
     )
 
 
@@ -105,7 +90,7 @@ class Children:
         """Start `function(*args)` in `nursery`."""
         scope = trio.CancelScope()
         self._scopes.add(scope)
-        name = f"{self._conn.id} {getattr(function, '__qualname__', repr(function))}"
+        name = f"{self._conn.id} {name_of(function)}"
         nursery.start_soon(self._run, scope, function, args, name=name)
 
     @trio.lowlevel.enable_ki_protection
@@ -124,7 +109,8 @@ class Children:
             if own is not None and self._is_refused(own):
                 log_failure(self._conn, "a task", own)
             elif own is not None:
-                self.failure = self.failure or own
+                if self.failure is None:
+                    self.failure = own
                 self._failed(own)
         finally:
             self._scopes.discard(scope)
@@ -166,7 +152,7 @@ class Children:
                 except KeyboardInterrupt as error:  # it comes through a shield, to the block of a client
                     interrupt = error
         if waiting.cancelled_caught:
-            logger.warning("[%s] a task of the connection does not react to its cancellation", self._conn.id)
+            log.warning("[%s] a task of the connection does not react to its cancellation", self._conn.id)
         if interrupt is not None:
             try:
                 raise interrupt

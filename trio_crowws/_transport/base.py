@@ -19,13 +19,14 @@ allows, which keeps a flooding peer from starving the others.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
 import trio
 
+from .._foreign import place
+from .._log import log
 from .timers import Timer, Timers
 
 __all__ = ["Address", "Receiver", "Transport", "TurnQueue", "count_small"]
@@ -45,8 +46,6 @@ _PIECES = 512
 
 _SMALL = 512
 """Beyond `_PIECES`, pieces below this size are copied together: as an object, a byte takes as much as fifty."""
-
-logger = logging.getLogger("trio_crowws")
 
 
 class Receiver(Protocol):
@@ -288,7 +287,7 @@ class Transport(ABC):
 
     def report(self, error: Exception) -> None:
         """An exception that nobody expects: log it with its traceback and give this one connection up."""
-        logger.error("internal error; the connection with %s is aborted", self.remote_address, exc_info=error)
+        log.error("internal error; the connection with %s is aborted", place(self.remote_address), exc_info=error)
         self._fail(error)
 
     def break_down(self, error: Exception | None) -> None:
