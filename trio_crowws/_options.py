@@ -25,6 +25,12 @@ MIB = 1024 * KIB
 
 SlowPolicy = Literal["close", "drop", "latest"]
 
+_UNSENT = 128 * KIB
+"""`unsent_limit="auto"`: enough for the kernel not to run dry, and no more than one or two of our own writes."""
+
+_LATEST_UNSENT = 16 * KIB
+"""The same with `on_slow="latest"`: a few messages of the usual size."""
+
 
 class _Check(NamedTuple):
     allowed: str
@@ -125,6 +131,10 @@ def _accepts_rate(value: object) -> bool:
     return len(rate) == 2 and all(_is_number(item) and item >= 1 for item in rate)
 
 
+def _accepts_unsent(value: object) -> bool:
+    return value is None or value == "auto" or (_is_int(value) and value >= 1)
+
+
 def _accepts_bool(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -163,6 +173,7 @@ _CHECKS: Mapping[str, _Check] = {
     "send_high_water": _int(1),
     "send_limit": _int(1),
     "on_slow": _one_of("close", "drop", "latest"),
+    "unsent_limit": _Check("'auto', an int of at least 1, or None", _accepts_unsent, (str, int, type(None))),
     "send_timeout": _seconds(optional=True),
     "max_header_bytes": _int(1),
     "max_headers": _int(1),
@@ -194,6 +205,7 @@ CLIENT_OPTIONS = (
     "send_high_water",
     "send_limit",
     "on_slow",
+    "unsent_limit",
     "send_timeout",
 )
 """Options that have a meaning for a client's connection."""
@@ -249,11 +261,17 @@ class Options:
 
     # Sending.
     send_high_water: int = 64 * KIB
-    """`send` waits while more than this is queued (or more than `send_limit`, where that is less)."""
+    """`send` waits while more than this is queued (or more than what `send_limit` says, where that is less)."""
     send_limit: int = MIB
-    """The most that `send_nowait` and `publish` queue for a peer that does not read; then `on_slow` decides."""
+    """The most that `send_nowait` and `publish` queue for a peer that does not read; then `on_slow` decides. With
+    `on_slow="latest"` it decides at `unsent_limit`, where that is less."""
     on_slow: SlowPolicy = "close"
     """`"close"` (1013), `"drop"` (the newest message, counted) or `"latest"` (only the newest message of each room)."""
+    unsent_limit: int | Literal["auto"] | None = "auto"
+    """How many bytes the operating system takes that it cannot send yet (`TCP_NOTSENT_LOWAT`): no policy reaches what
+    it has taken. `"auto"`: 128 KiB, and 16 KiB with `on_slow="latest"`, where no more than this is queued on this side
+    either. `None`: as much as the system thinks good, which may be megabytes. Of no effect on what the system takes
+    over a Unix socket, or where it has no such limit."""
     send_timeout: float | None = 10
     """The connection is aborted when a peer takes nothing of what is queued for this long. `None`: never."""
 
@@ -277,6 +295,20 @@ class Options:
     def read_ahead(self) -> int:
         """The receive buffer in bytes, with the default filled in."""
         return self.receive_buffer or self.max_payload or MIB
+
+    @property
+    def unsent(self) -> int | None:
+        """`unsent_limit` in bytes, with `"auto"` decided; `None` to leave it to the operating system."""
+        if self.unsent_limit != "auto":
+            return self.unsent_limit
+        return _LATEST_UNSENT if self.on_slow == "latest" else _UNSENT
+
+    @property
+    def queue_limit(self) -> int:
+        """From how many queued bytes on `on_slow` decides."""
+        if self.on_slow == "latest" and self.unsent is not None:
+            return min(self.send_limit, self.unsent)
+        return self.send_limit
 
     @classmethod
     def for_app(cls, given: Mapping[str, Any]) -> Options:

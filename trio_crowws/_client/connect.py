@@ -74,8 +74,8 @@ def connect(
       open_timeout: seconds for all that comes before the block: names, sockets, proxy, TLS, redirects and answers.
       heartbeat: `heartbeat=15` is short for `ping_interval=15, ping_timeout=15`, and `None` turns both off.
       options: `compression`, `max_payload`, `max_fragments`, `control_rate`, `receive_buffer`, `ping_interval`,
-        `ping_timeout`, `close_timeout`, `callback_timeout`, `send_high_water`, `send_limit`, `on_slow`, `send_timeout`,
-        `max_header_bytes` and `max_headers`, as in `Options`.
+        `ping_timeout`, `close_timeout`, `callback_timeout`, `send_high_water`, `send_limit`, `on_slow`,
+        `unsent_limit`, `send_timeout`, `max_header_bytes` and `max_headers`, as in `Options`.
 
     Raises:
       InvalidURL: at the call; `url` or `proxy` cannot be used.

@@ -240,6 +240,7 @@ class Connecting:
             if agreement.setting is not None:
                 packer = Packer(Compressor(agreement.setting), options.compression.threshold)
             conn._compress_with(packer, agreement.header)
+        transport.limit_unsent(options.unsent)
         transport.receiver = conn
         log_start(conn)
         conn._begin(opening.early_data)

@@ -60,6 +60,7 @@ class Sending(Ending):
     __slots__ = (
         "_high_water",
         "_latest",
+        "_limit",
         "_line",
         "_packer",
         "_pong",
@@ -72,7 +73,8 @@ class Sending(Ending):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
-        self._high_water = min(parts.options.send_high_water, parts.options.send_limit)
+        self._limit = parts.options.queue_limit
+        self._high_water = min(parts.options.send_high_water, self._limit)
         self._progress: trio.lowlevel.ParkingLot | None = None
         self._line: trio.StrictFIFOLock | None = None
         self._waiting = 0
@@ -218,15 +220,15 @@ class Sending(Ending):
         if self._phase > Phase.ANSWERING:
             return Offered.CLOSED
         transport = self._transport
-        if self._latest is not None and room in self._latest:
+        if self._latest is not None:  # what comes later does not overtake what is kept
             return self._keep_latest(self._latest, frame, room, later)
         # What is queued and what is new decide together. On an empty queue even an oversize message may go.
         size = most(len(frame)) if later else len(frame)
-        if transport.buffered and transport.buffered + size > self._options.send_limit:
+        if transport.buffered and transport.buffered + size > self._limit:
             transport.flush()
             if self._phase > Phase.ANSWERING:
                 return Offered.CLOSED
-            if transport.buffered and transport.buffered + size > self._options.send_limit:
+            if transport.buffered and transport.buffered + size > self._limit:
                 return self._overflow(frame, room, later)
         self._write_now(frame, later)
         self.messages_sent += 1

@@ -191,6 +191,13 @@ class Transport(ABC):
         if self._out and not (self._waits_for_turn and self._turns.crowded):
             self.flush()
 
+    @abstractmethod
+    def limit_unsent(self, size: int | None) -> None:
+        """Let the kernel take no more than about `size` bytes that it cannot send yet, where it can be told so.
+
+        `None` leaves it to the kernel.
+        """
+
     def pause(self) -> None:
         """Stop reading. What the peer sends stays in the kernel, and the peer notices."""
         self.paused = True

@@ -24,6 +24,7 @@ from time import perf_counter
 import trio
 
 from .base import JOIN_LIMIT, READ_SIZE, Address, Transport, TurnQueue, count_small
+from .kernel import limit_unsent
 from .timers import Timers
 
 __all__ = ["Poller", "SocketTransport"]
@@ -120,6 +121,9 @@ class SocketTransport(Transport):
                 return  # what comes next is a change, which the kernel reports
         self._readable = True
         self.ask_for_turn()
+
+    def limit_unsent(self, size: int | None) -> None:
+        limit_unsent(self._sock, size)
 
     def on_writable(self) -> None:
         """There is room in the kernel again."""

@@ -13,6 +13,7 @@ from typing import Any, cast
 import trio
 
 from .base import READ_SIZE, Address, Transport, TurnQueue, count_small
+from .kernel import limit_unsent
 from .timers import Timers
 
 __all__ = ["StreamTransport", "addresses_of", "as_tls", "plain_address"]
@@ -175,6 +176,10 @@ class StreamTransport(Transport):
             task, self._idle_writer = self._idle_writer, None
             trio.lowlevel.reschedule(task)
 
+    def limit_unsent(self, size: int | None) -> None:
+        if (socket := socket_of(self._stream)) is not None:
+            limit_unsent(socket, size)
+
     def resume(self) -> None:
         super().resume()
         self._resumed.set()
@@ -199,14 +204,20 @@ class StreamTransport(Transport):
 
 def addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
     """The local and the remote address of a stream, where there is a socket below it."""
-    while (tls := as_tls(stream)) is not None:
-        stream = tls.transport_stream
-    if not isinstance(stream, trio.SocketStream):
+    socket = socket_of(stream)
+    if socket is None:
         return None, None
     try:
-        return plain_address(stream.socket.getsockname()), plain_address(stream.socket.getpeername())
+        return plain_address(socket.getsockname()), plain_address(socket.getpeername())
     except OSError:  # the peer has reset the connection already, which is found out when it is read
         return None, None
+
+
+def socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    """The socket below a stream, where Trio's own streams lead to one."""
+    while (tls := as_tls(stream)) is not None:
+        stream = tls.transport_stream
+    return stream.socket if isinstance(stream, trio.SocketStream) else None
 
 
 def plain_address(name: tuple[Any, ...] | str) -> Address:

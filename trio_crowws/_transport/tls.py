@@ -191,6 +191,9 @@ class TLSTransport(Transport):
                 return
         self._lower.resume()
 
+    def limit_unsent(self, size: int | None) -> None:
+        self._lower.limit_unsent(size)
+
     def pause(self) -> None:
         super().pause()
         self._lower.pause()
