@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-__all__ = ["CloseCode", "CloseFrame", "CloseInfo", "check_close"]
+__all__ = ["CloseCode", "CloseFrame", "CloseInfo", "check_close", "check_close_frame"]
 
 
 class CloseCode(IntEnum):
@@ -66,13 +66,28 @@ class CloseFrame:
     reason: str = ""
 
 
+def check_close_frame(code: int | None, reason: str) -> CloseFrame:
+    """The Close frame with `code` and `reason`, as `check_close` allows them; without a payload if `code` is `None`.
+
+    Raises:
+      TypeError: as from `check_close`.
+      ValueError: as from `check_close`; or there is a reason, which has no place in a frame without a code.
+    """
+    if code is not None:
+        return CloseFrame(*check_close(code, reason))
+    if reason:
+        raise ValueError("a Close frame without a code has no reason, either (RFC 6455 section 5.5.1)")
+    return CloseFrame(None)
+
+
 @dataclass(frozen=True, slots=True)
 class CloseInfo:
     """How a connection ended: the `CloseEvent` of browsers, and what it leaves out.
 
     Attributes:
-      code: what the peer said, if it said anything (1005 for a Close frame without a code). Otherwise the code with
-        which this side failed the connection (1002, 1003, 1007, 1008, 1009, 1011, 1013), otherwise 1006.
+      code: what the peer said, if it has sent a Close frame (1005 for one without a code). Otherwise the code of the
+        Close frame that this side has sent because of an `error` (1002, 1003, 1007, 1008, 1009, 1011, 1013). Otherwise
+        1006: there was no Close frame, or ours was an ordinary one and got no answer.
       reason: the text that belongs to `code`.
       clean: whether both Close frames were exchanged, whatever the code. A peer that has sent its own and leaves
         without waiting for ours, as browsers do, counts as one that got it.

@@ -17,10 +17,11 @@ import trio
 import trio.testing
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import generate_accept_token, generate_nonce
 
 from ._app import App
-from ._closeinfo import CloseFrame
+from ._closeinfo import CloseFrame, check_close_frame
 from ._deflate import Deflate
 from ._options import check_option
 from ._protocol.compressing import Compressor
@@ -272,12 +273,22 @@ class Peer:
         """Send a ping."""
         await self.stream.send_all(self._ws.send(Ping(payload)))
 
-    async def close(self, code: int = 1000, reason: str = "") -> CloseFrame | None:
+    async def close(self, code: int | None = 1000, reason: str = "") -> CloseFrame | None:
         """Send Close and wait for the server's; messages that come before it are dropped.
+
+        Args:
+          code: `None` for a Close frame without a code.
+          reason: the text that goes with it.
 
         Returns:
           The server's Close frame, or `None` if it sent none.
+
+        Raises:
+          ValueError: there is a reason, but no code.
         """
+        if code is None:
+            check_close_frame(None, reason)
+            code = CloseReason.NO_STATUS_RCVD  # which wsproto sends as no code at all
         if self._ws.state is ConnectionState.OPEN:
             await self._send_quietly(self._ws.send(CloseConnection(code, reason)))
         return await self.receive_close()

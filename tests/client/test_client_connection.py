@@ -319,7 +319,7 @@ async def test_connection_closed_leaves_the_block(kind: Kind) -> None:
         info = end_of(conns)
         assert caught.value.info.code == info.code == 4000
         assert info.error is None
-        assert info.sent == CloseFrame(4000)
+        assert info.sent == info.received == CloseFrame(4000, "enough")
 
 
 async def test_the_block_may_close_by_itself(kind: Kind) -> None:
@@ -328,11 +328,12 @@ async def test_the_block_may_close_by_itself(kind: Kind) -> None:
     async with serving(app, kind) as site:
         async with client_of(site) as conn:
             info = await conn.close(4001, "done")
-            assert (info.code, info.reason) == (4001, "")
+            assert (info.code, info.reason) == (4001, "done")
             with pytest.raises(ConnectionClosed):
                 await conn.send("more")
+        done = CloseFrame(4001, "done")
         await recorder.check_end(
-            4001, "done", clean=True, initiator="remote", sent=4001, received=CloseFrame(4001, "done"), error=None
+            4001, "done", clean=True, initiator="remote", sent=done, received=done, error=None
         )
 
 

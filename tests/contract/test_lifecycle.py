@@ -74,13 +74,13 @@ async def test_callbacks_run_in_order(kind: Kind) -> None:
         await peer.send("one")
         await peer.send(b"two")
         assert [await peer.receive(), await peer.receive()] == ["one", b"two"]
-        assert await peer.close(1000, "bye") == CloseFrame(1000)
+        assert await peer.close(1000, "bye") == CloseFrame(1000, "bye")
         await recorder.check_end(
             1000,
             "bye",
             clean=True,
             initiator="remote",
-            sent=1000,
+            sent=CloseFrame(1000, "bye"),
             received=CloseFrame(1000, "bye"),
             error=None,
         )
@@ -204,19 +204,19 @@ async def test_an_exception_in_on_accept_is_a_500(kind: Kind, caplog: pytest.Log
 
 @pytest.mark.parametrize("code", [1000, 1001, 1013, 3000, 4001])
 async def test_the_peer_closes_with_a_code(kind: Kind, code: int) -> None:
-    """A peer's Close is echoed with its code, and its code and reason are those of the end."""
+    """A peer's Close is echoed with its code and reason, and these are those of the end."""
     app = make_app()
     recorder = Recorder(app)
     async with serving(app, kind) as site:
         async with site.connect() as peer:
             await peer.send_frame(CLOSE, code.to_bytes(2) + "grüße".encode())
-            assert await peer.receive_close() == CloseFrame(code)
+            assert await peer.receive_close() == CloseFrame(code, "grüße")
             await recorder.check_end(
                 code,
                 "grüße",
                 clean=True,
                 initiator="remote",
-                sent=code,
+                sent=CloseFrame(code, "grüße"),
                 received=CloseFrame(code, "grüße"),
                 error=None,
             )
@@ -247,13 +247,13 @@ async def test_the_peer_closes_in_every_style(style: Style) -> None:
     app = App()
     recorder = Recorder(app, style=style)
     async with serving(app) as site, site.connect() as peer:
-        assert await peer.close(4001, "enough") == CloseFrame(4001)
+        assert await peer.close(4001, "enough") == CloseFrame(4001, "enough")
         await recorder.check_end(
             4001,
             "enough",
             clean=True,
             initiator="remote",
-            sent=4001,
+            sent=CloseFrame(4001, "enough"),
             received=CloseFrame(4001, "enough"),
             error=None,
         )

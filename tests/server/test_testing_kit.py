@@ -230,7 +230,7 @@ async def test_the_peer_closes() -> None:
     watched = Watched()
     async with connect(watched.app, "/echo") as peer:
         await peer.send("never read")
-        assert await peer.close(4001, "bye") == CloseFrame(4001)
+        assert await peer.close(4001, "bye") == CloseFrame(4001, "bye")
     [info] = watched.ends
     assert (info.code, info.reason, info.clean, info.initiator) == (4001, "bye", True, "remote")
 
@@ -524,3 +524,13 @@ async def test_a_broken_faulty_stream() -> None:
     assert sorted(failed) == ["receive_some", "send_all", "wait_send_all_might_not_block"]
     for operation, arguments in ((faulty.send_all, (b"x",)), (faulty.receive_some, ()), (faulty.send_eof, ())):
         await fail(operation, *arguments)
+
+
+async def test_a_peer_closes_without_a_code() -> None:
+    """Peer.close(None) sends a Close frame without a payload; a reason cannot go with it."""
+    watched = Watched()
+    async with connect(watched.app, "/echo") as peer:
+        with pytest.raises(ValueError, match="without a code has no reason"):
+            await peer.close(None, "bye")
+        assert await peer.close(None) == CloseFrame(None)
+    assert watched.ends[0].received == CloseFrame(None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 import trio
 
-from .._closeinfo import CloseInfo, check_close
+from .._closeinfo import CloseInfo, check_close_frame
 from .._protocol.closing import Event, Phase
 from ..errors import ConnectionClosedOK
 from .ending import State
@@ -214,18 +214,20 @@ class Connection(Receiving):
     # Closing
 
     @trio.lowlevel.enable_ki_protection
-    async def close(self, code: int = 1000, reason: str = "") -> CloseInfo:
+    async def close(self, code: int | None = 1000, reason: str = "") -> CloseInfo:
         """Close the connection and wait until it is closed (RFC 6455 section 7.1.2).
 
         What was sent before goes out first; what comes in afterwards is dropped. A connection that is closing already
         is only waited for.
 
         Args:
-          code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
-          reason: cut to 123 bytes of UTF-8.
+          code: 1000 to 1003, 1007 to 1014, or 3000 to 4999; `None` for a Close frame without a code, which the peer
+            sees as 1005.
+          reason: cut to 123 bytes of UTF-8; empty where there is no code.
 
         Raises:
-          ValueError, TypeError: the code must not be sent, or the types are wrong; nothing has happened.
+          ValueError, TypeError: the code must not be sent, there is a reason without one, or the types are wrong;
+            nothing has happened.
 
         Cancellation: stops the waiting only. The closing handshake goes on and ends within `close_timeout`.
         """
@@ -233,10 +235,10 @@ class Connection(Receiving):
         return await self._wait_closed()
 
     @trio.lowlevel.enable_ki_protection
-    def close_nowait(self, code: int = 1000, reason: str = "") -> None:
+    def close_nowait(self, code: int | None = 1000, reason: str = "") -> None:
         """Begin to close without waiting; see `close`."""
-        code, reason = check_close(code, reason)
-        self._begin_local_close(code, reason)
+        frame = check_close_frame(code, reason)
+        self._begin_local_close(frame.code, frame.reason)
 
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import trio
 
 from .._closeinfo import CloseFrame, CloseInfo, check_close
-from .._foreign import is_a, text_of
+from .._foreign import text_of
 from .._log import log
 from .._protocol.closing import TRANSITIONS, Action, Event, Phase
 from .._protocol.encoding import encode_close, encode_ping, encode_pong
@@ -38,7 +38,6 @@ from ..errors import (
     ConnectionClosedError,
     ConnectionClosedOK,
     ConnectionLost,
-    CrowWSError,
     HeartbeatTimeout,
     SlowConsumer,
 )
@@ -118,6 +117,7 @@ class Ending:
         "_debug",
         "_dressed",
         "_error",
+        "_failing",
         "_handler_grace",
         "_initiator",
         "_last_received",
@@ -155,6 +155,7 @@ class Ending:
 
         self._phase = Phase.OPEN
         self._error: Exception | None = None
+        self._failing = False
         self._initiator: Literal["local", "remote"] | None = None
         self._sent: CloseFrame | None = None
         self._received: CloseFrame | None = None
@@ -227,6 +228,8 @@ class Ending:
     def _send_close(self, frame: CloseFrame) -> None:
         self._sent = frame
         self._initiate("local")
+        # An error of the peer's side is that it has gone: it failed the connection, and not we.
+        self._failing = self._error is not None and self._initiator == "local"
         self._write(encode_close(frame.code, frame.reason))
 
     def _write(self, frame: bytes) -> None:
@@ -278,16 +281,24 @@ class Ending:
         self._scope.deadline = min(self._scope.deadline, self._timers.tick() + self._handler_grace)
 
     def _describe(self, *, clean: bool) -> CloseInfo:
-        if self._received is not None:
-            code = 1005 if self._received.code is None else self._received.code
-            reason = self._received.reason
-        elif self._error is not None and self._sent is not None:
-            code = _code_of(self._error)
-            reason = self._sent.reason if self._sent.code == code else ""
-        elif self._sent is not None and self._phase is not Phase.CLOSED:
-            code, reason = self._sent.code or 1005, self._sent.reason  # what is known so far
-        else:
+        """The `CloseInfo`, final or as far as it is known.
+
+        The code is the peer's, if it has sent a Close frame; that of ours, if an error made us send it; that of a fault
+        which the peer has answered our Close with; otherwise 1006. Until the end, an ordinary Close of ours stands for
+        the answer that it will have. The class of `error` has no say: an application may raise any of the package's
+        own.
+        """
+        frame, terminal = self._received, self._terminal
+        if frame is None and self._failing:
+            frame = self._sent
+        elif isinstance(terminal, Fault):
+            frame = CloseFrame(terminal.error.code)
+        elif frame is None and self._phase is not Phase.CLOSED:
+            frame = self._sent
+        if frame is None:
             code, reason = 1006, ""
+        else:
+            code, reason = 1005 if frame.code is None else frame.code, frame.reason
         return CloseInfo(code, reason, clean, self._initiator or "local", self._sent, self._received, self._error)
 
     def _closed_error(self) -> ConnectionClosed:
@@ -301,8 +312,8 @@ class Ending:
         """What the peer sent before its Close, fault or end of stream has been taken: now that is due."""
         terminal = self._terminal
         if isinstance(terminal, CloseReceived):
-            # Section 5.5.1: echo the code; the reason was the peer's to give.
-            self._apply(Event.ANSWERED, CloseFrame(terminal.code))
+            # Section 5.5.1: the answer echoes the code, and as it does with browsers, the reason too.
+            self._apply(Event.ANSWERED, self._received)
         elif isinstance(terminal, Fault):
             self._apply(Event.FAIL, CloseFrame(*check_close(terminal.error.code, text_of(terminal.error))))
         else:
@@ -485,12 +496,3 @@ class Ending:
                 if ping.answered is not None:
                     ping.answered.set()
             self._pings = None
-
-
-def _code_of(error: Exception) -> int:
-    """The close code of an error that ended a connection; one of the application's own may have made anything of it."""
-    try:
-        # Of a subclass of int, the number alone.
-        return int.__int__(error.code) if is_a(error, CrowWSError) else 1011  # type: ignore[attr-defined]
-    except Exception:
-        return 1011
