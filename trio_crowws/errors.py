@@ -28,9 +28,10 @@ one of them is the reason, it is the `__cause__`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._closeinfo import CloseInfo
+from ._copying import reduce_error
 
 if TYPE_CHECKING:
     from ._protocol.answer import ServerResponse
@@ -62,8 +63,12 @@ __all__ = [
 class CrowWSError(Exception):
     """Base of every exception of this package.
 
-    Those that describe the end of a connection have an attribute `code`, the close code that belongs to it.
+    Those that describe the end of a connection have an attribute `code`, the close code that belongs to it. All of
+    them, and subclasses of your own, can be copied and pickled, with all attributes that can be.
     """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduce_error(self)
 
 
 class HandshakeError(CrowWSError):

@@ -244,7 +244,7 @@ def test_private_names_of_others_are_not_used() -> None:
 LAYERS = [
     ["_foreign"],
     ["_log"],
-    ["errors", "_closeinfo", "_deflate", "_options"],
+    ["errors", "_closeinfo", "_copying", "_deflate", "_options"],
     ["_protocol"],
     ["_transport"],
     ["_session"],

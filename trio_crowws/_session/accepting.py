@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .._copying import reduce_error
 from .._protocol.handshake import check_headers
 
 __all__ = ["Accept", "HeadersLike", "Reject", "Response", "as_response"]
@@ -78,6 +79,9 @@ class Reject(Response, Exception):
             raise ValueError(f"HTTP status {status!r} does not refuse; it must be an int from 300 to 599")
         Response.__init__(self, status, body, headers)
         Exception.__init__(self, status, body)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduce_error(self)
 
     def __str__(self) -> str:
         return f"rejected with HTTP status {self.status}"
