@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 _CLOSE_LISTENERS = 1.0
-"""Seconds for listeners of the application's own to be closed by force."""
+"""Seconds for listeners and streams of the application's own to be closed by force."""
 
 
 class _Shutdown(NamedTuple):
@@ -202,7 +202,9 @@ class Server:
         try:
             await self._run(serve)
         finally:  # a server that was cancelled before it began has not taken it
-            await trio.aclose_forcefully(stream)
+            # Shielded, or a cancellation would come in place of what is raised here, an interrupt for example.
+            with trio.CancelScope(deadline=trio.current_time() + _CLOSE_LISTENERS, shield=True):
+                await trio.aclose_forcefully(stream)
 
     async def _serve(
         self,

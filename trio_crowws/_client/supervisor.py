@@ -32,7 +32,7 @@ from .._closeinfo import CloseCode, CloseInfo
 from .._foreign import is_a, leaves_of, name_of, quoted, quoted_text
 from .._log import log
 from .._protocol.url import parse_url
-from .._session.calling import call_plain, run_unprotected
+from .._session.calling import call_plain, run_unprotected, tell
 from .._session.handlers import make_callback
 from .._session.tasks import sort_out
 from ..errors import (
@@ -244,8 +244,10 @@ class _Link(Generic[T]):
         """Call `on_state`; once it has raised, never again."""
         on_state, self._on_state = self._on_state, None
         if on_state is not None:
-            call_plain(on_state, LinkState(phase, self._failures + 1, delay, error))
+            interrupt = tell(on_state, LinkState(phase, self._failures + 1, delay, error))
             self._on_state = on_state
+            if interrupt is not None:
+                raise interrupt
 
     async def run(self) -> T:
         """Connect again and again, until the handler is done or the end is final."""

@@ -33,7 +33,7 @@ from ..errors import HandlerError
 if TYPE_CHECKING:
     from .handlers import Callback
 
-__all__ = ["Call", "call", "call_plain", "refuse_awaitable", "run_unprotected"]
+__all__ = ["Call", "call", "call_plain", "refuse_awaitable", "run_unprotected", "tell"]
 
 
 class Call:
@@ -89,6 +89,26 @@ async def call(callback: Callback, *arguments: object) -> Any:
 def call_plain(function: Callable[..., Any], *arguments: object) -> Any:
     """Call a plain function with Ctrl-C allowed."""
     return _call(function, iter(arguments))
+
+
+@trio.lowlevel.enable_ki_protection
+def tell(function: Callable[..., Any], *arguments: object) -> KeyboardInterrupt | None:
+    """Call a plain function that must not be passed over, with Ctrl-C allowed.
+
+    Returns:
+      An interrupt that came before the function was entered, for the caller to raise.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        handed = iter(arguments)
+        try:
+            _call(function, handed)
+        except KeyboardInterrupt as error:
+            if not length_hint(handed) and not _hit_at_entry(error):
+                raise
+            interrupt = error
+        else:
+            return interrupt
 
 
 @trio.lowlevel.disable_ki_protection

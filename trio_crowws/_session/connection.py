@@ -39,9 +39,7 @@ class PublishResult(Protocol):
 class RoomsLike(Protocol):
     """What a connection needs of the application's rooms."""
 
-    @trio.lowlevel.enable_ki_protection
     def join(self, conn: Connection, room: str) -> bool: ...
-    @trio.lowlevel.enable_ki_protection
     def leave(self, conn: Connection, room: str) -> bool: ...
     def of(self, conn: Connection) -> frozenset[str]: ...
     def publish(
@@ -256,6 +254,7 @@ class Connection(Receiving):
 
     # Rooms
 
+    @trio.lowlevel.enable_ki_protection
     def join(self, room: str) -> bool:
         """Become a member of `room`; `False` if it is one already. Membership ends by itself before `on_close`.
 
@@ -268,6 +267,7 @@ class Connection(Receiving):
             raise self._closed_error()
         return self._rooms.join(self, room)
 
+    @trio.lowlevel.enable_ki_protection
     def leave(self, room: str) -> bool:
         """Stop being a member of `room`; `False` if it was none.
 
