@@ -23,6 +23,7 @@ from ._log import log
 from ._protocol.handshake import RequestReader, check_upgrade, is_upgrade
 from ._protocol.origin import check_origin
 from ._session.accepting import Accept, Reject
+from ._session.calling import call_plain
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.lifecycle import live
 from ._session.opening import Opening
@@ -235,8 +236,8 @@ class Admission:
             raise SHUTTING_DOWN
         origins = upgrade.route.options.origins
         if callable(origins):
-            check_origin(origins, upgrade.request)
-        return upgrade.callbacks or upgrade.route._make_callbacks()
+            call_plain(check_origin, origins, upgrade.request)
+        return upgrade.callbacks or call_plain(upgrade.route._make_callbacks)
 
 
 class Membership:

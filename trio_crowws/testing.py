@@ -8,8 +8,9 @@ sleeps, so a test that uses Trio's `MockClock` runs through a day of heartbeats 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import final
 
 import h11
@@ -33,6 +34,9 @@ from .errors import CrowWSError
 __all__ = ["FaultyStream", "Peer", "PeerClosed", "Refused", "connect", "shake_hands"]
 
 _READ_SIZE = 65536
+
+_CLOSING = 1.0
+"""Seconds for the end of a stream to be closed."""
 
 
 class Refused(CrowWSError):
@@ -429,36 +433,57 @@ def connect(
     if not isinstance(app, App):
         raise TypeError(f"testing.connect takes an App and a path, not {type(app).__name__}")
     check_option("compression", compression)
-    return _serve_peer(app, path, headers, subprotocols, compression, streams)
+
+    def shake(near: trio.abc.HalfCloseableStream, faults: FaultyStream) -> Awaitable[Peer]:
+        return shake_hands(
+            near, path, headers=headers, subprotocols=subprotocols, compression=compression, faults=faults
+        )
+
+    return _Served(app, streams, shake)
 
 
-@asynccontextmanager
-async def _serve_peer(
-    app: App,
-    path: str,
-    headers: Mapping[str, str] | Sequence[tuple[str, str]],
-    subprotocols: Sequence[str],
-    compression: Deflate | None,
-    streams: Callable[[], tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]],
-) -> AsyncGenerator[Peer]:
-    near, far = streams()
-    faults = FaultyStream(far)
-    address = ("testclient", 0)
-    try:
-        async with trio.open_nursery() as nursery:
+@final
+class _Served(AbstractAsyncContextManager[Peer]):
+    """What `connect` returns. Not a generator: that one cannot be left whole where Ctrl-C comes in its middle."""
 
-            async def serve() -> None:
-                await app.serve_stream(faults, remote_address=address, local_address=("testserver", 0))
+    def __init__(
+        self,
+        app: App,
+        streams: Callable[[], tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]],
+        shake: Callable[[trio.abc.HalfCloseableStream, FaultyStream], Awaitable[Peer]],
+    ) -> None:
+        self._app = app
+        self._streams = streams
+        self._shake = shake
+        self._server = trio.open_nursery()
 
-            nursery.start_soon(serve)
-            try:
-                yield await shake_hands(
-                    near, path, headers=headers, subprotocols=subprotocols, compression=compression, faults=faults
-                )
-            finally:
-                faults.flow()
-                await trio.aclose_forcefully(near)
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:  # that there is a nursery is no business of the test
-            raise group.exceptions[0] from group.exceptions[0].__cause__
-        raise
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Peer:
+        self._near, far = self._streams()
+        self._faults = FaultyStream(far)
+        nursery = await self._server.__aenter__()
+        try:
+            nursery.start_soon(self._serve)
+            return await self._shake(self._near, self._faults)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._faults.flow()
+        # Shielded, because what the block has raised must not be replaced by a cancellation; closing memory is quick.
+        with trio.CancelScope(deadline=trio.current_time() + _CLOSING, shield=True):
+            await trio.aclose_forcefully(self._near)
+        try:
+            return bool(await self._server.__aexit__(kind, error, traceback))
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:  # that there is a nursery is no business of the test
+                raise group.exceptions[0] from group.exceptions[0].__cause__
+            raise
+
+    @trio.lowlevel.enable_ki_protection
+    async def _serve(self) -> None:
+        await self._app.serve_stream(self._faults, remote_address=("testclient", 0), local_address=("testserver", 0))
