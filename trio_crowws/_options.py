@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast
@@ -18,7 +19,7 @@ from ._deflate import Deflate
 if TYPE_CHECKING:
     from ._protocol.request import Request
 
-__all__ = ["Options", "check_option", "check_seconds"]
+__all__ = ["Options", "check_context", "check_option", "check_seconds"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -345,6 +346,23 @@ def check_seconds(name: str, value: object, *, optional: bool = False) -> None:
       ValueError: it is not allowed.
     """
     _check(name, value, _seconds(optional=optional))
+
+
+def check_context(context: object, *, server_side: bool) -> None:
+    """Check an `ssl_context`: `ssl` itself says that it is for the other side only when a peer is there.
+
+    Raises:
+      TypeError: it is no `ssl.SSLContext`.
+      ValueError: it is one for the other side.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"option ssl_context must be an ssl.SSLContext, not {type(context).__name__}")
+    if server_side and context.protocol is ssl.PROTOCOL_TLS_CLIENT:
+        made = "ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        raise ValueError(f"option ssl_context is one for a client; a server needs one as of {made}")
+    if not server_side and context.protocol is ssl.PROTOCOL_TLS_SERVER:
+        made = "ssl.create_default_context()"
+        raise ValueError(f"option ssl_context is one for a server; a client needs one as of {made}")
 
 
 def check_option(name: str, value: object) -> None:

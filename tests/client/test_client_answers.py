@@ -231,6 +231,54 @@ def test_what_is_no_answer(data: bytes, complaint: str) -> None:
     assert reader.eof() is None
 
 
+BANNERS = {
+    "SMTP": (b"220 mail.example.org ESMTP\r\n250 more", "and not HTTP/1.1: '220 mail.example.org ESMTP'$"),
+    "SSH": (b"SSH-2.0-OpenSSH_9.6\r\n", "and not HTTP/1.1: 'SSH-2.0-OpenSSH_9.6'$"),
+    "Redis": (b"-ERR unknown command\r\n", "and not HTTP/1.1: '-ERR unknown command'$"),
+    "MySQL": (b"J\0\0\0\n8.0.33\0\x0b", r"and not HTTP/1.1: 'J\\x00\\x00\\x00\\n8\.0\.33\\x00\\x0b'$"),
+    "HTTP/2": (bytes.fromhex("000012040000000000") + bytes(18), "one of HTTP/2, which has no upgrade"),
+    "HTTP/2 in a line": (b"HTTP/2 400 Bad Request\r\n", "and not HTTP/1.1: 'HTTP/2 400 Bad Request'$"),
+    "an alert of TLS": (b"\x15\x03\x03\0\x02\x02F", "a record of TLS: "),
+    "a handshake of TLS": (b"\x16\x03\x03", "a record of TLS: "),
+    "one byte of TLS": (b"\x15", "a record of TLS: "),
+    "no TLS": (b"\x15\x04\x00", r"and not HTTP/1.1: '\\x15\\x04\\x00'$"),
+    "a terminal's command": (b"\x1b]0;a\x07" + b"x" * 500, r"and not HTTP/1.1: '\\x1b\]0;a\\x07x{94}\.\.\.'$"),
+    "a status of two digits": (b"HTTP/1.1 20 OK", "and not HTTP/1.1: 'HTTP/1.1 20 OK'$"),
+    "small letters": (b"http/1.1 101", "and not HTTP/1.1: 'http/1.1 101'$"),
+}
+
+
+@pytest.mark.parametrize("name", BANNERS)
+def test_another_protocol(name: str) -> None:
+    """It is noticed without the end of a head, which will never come, and shown: its first line, or all if binary."""
+    data, complaint = BANNERS[name]
+    reader = make_reader(make_request())
+    with pytest.raises(InvalidHandshake, match=complaint):
+        reader.feed(data)
+    assert reader.feed(b"more") is None
+    assert reader.eof() is None
+
+
+def test_another_protocol_after_a_hint() -> None:
+    """What follows a 1xx is the beginning of an answer, too."""
+    reader = make_reader(make_request())
+    with pytest.raises(InvalidHandshake, match=r"and not HTTP/1\.1: '220 hello'"):
+        reader.feed(b"HTTP/1.1 103 Early Hints\r\n\r\n220 hello\r\n")
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 103 Early Hints\r\n\r\n", b""])
+@pytest.mark.parametrize("line", [b"HTTP/1.1 101 Switching", b"HTTP/1.1 101 ", b"HTTP/1.1 101"])
+def test_a_status_line_in_pieces(first: bytes, line: bytes) -> None:
+    """A line that comes byte by byte is waited for, with a reason and without."""
+    request = make_request()
+    reader = make_reader(request)
+    data = first + answer([*good(request).items()], line.decode())
+    responses = [reader.feed(data[at : at + 1]) for at in range(len(data))]
+    assert responses[:-1] == [None] * (len(data) - 1)
+    assert responses[-1] is not None
+    assert responses[-1].status == 101
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_too_large_a_head(complete: bool) -> None:
     """It is refused as soon as it is too large, and also when it came in one piece."""

@@ -188,6 +188,8 @@ async def test_keep_connected_does_not_repeat_what_the_proxy_has_refused() -> No
         (b"", "closed the connection before it had answered"),
         (b"HTTP/1.1 200 O", "closed the connection before it had answered"),
         (b"\x05\x00\r\n\r\n", "cannot be understood"),
+        (b"220 hello\r\n", "cannot be understood: .* '220 hello'$"),
+        (b"\x15\x03\x01\0\x02\x02F", "seems to speak TLS, and only http:// is possible"),
         (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 101", "sent more than its answer: 'HTTP/1.1 101'"),
         (b"HTTP/1.1 200 OK\r\nA: " + b"x" * 20_000, "larger than 16384 bytes"),
     ],

@@ -74,9 +74,9 @@ async def test_a_client_certificate_is_for_the_server_of_the_url(
     async with (
         raw_server(certificates.echo, tls=asking(authority)) as other,
         raw_server(certificates.redirect(other.url), tls=asking(authority)) as server,
+        connect(server.url, ssl_context=personal, follow_redirects=True) as conn,
     ):
-        async with connect(server.url, ssl_context=personal, follow_redirects=True) as conn:
-            await conn.ping()
+        await conn.ping()
     first, second = certificates.seen
     assert first
     assert not second

@@ -108,6 +108,12 @@ async def test_wrong_arguments(
         ("ws+unix:///s", {"proxy": "http://p"}, ValueError, "proxy is not for ws.unix"),
         ("ws://h", {"ssl_context": ssl.create_default_context()}, ValueError, "ssl_context is for wss://, not for ws"),
         ("wss://h", {"ssl_context": True}, TypeError, "ssl_context must be an ssl.SSLContext"),
+        (
+            "wss://h",
+            {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+            ValueError,
+            r"is one for a server; a client needs one as of ssl.create_default_context\(\)",
+        ),
         ("ws://h", {"follow_redirects": -1}, ValueError, "option follow_redirects=-1"),
         ("ws://h", {"follow_redirects": "yes"}, TypeError, "option follow_redirects='yes'"),
         ("ws://h", {"follow_redirects": None}, TypeError, "option follow_redirects=None"),
@@ -341,6 +347,81 @@ async def test_an_answer_that_is_not_http() -> None:
         with pytest.raises(InvalidHandshake, match=r"malformed.*220 mail"):
             async with connect(server.url):
                 pass
+
+
+@pytest.mark.parametrize("when", ["at once", "when asked"])
+async def test_a_banner(when: str, autojump_clock: trio.testing.MockClock) -> None:
+    """A server of another protocol, which waits for an answer of its own kind, costs no time."""
+    near, far = trio.testing.memory_stream_pair()
+    if when == "at once":
+        await far.send_all(b"220 mail.example.org ESMTP\r\n")
+
+    async def talk() -> None:
+        await far.receive_some()
+        if when != "at once":
+            await far.send_all(b"500 what?\r\n")
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        began = trio.current_time()
+        with pytest.raises(InvalidHandshake, match=r"'220 mail\.example\.org ESMTP'|'500 what\?'"):
+            async with connect_stream(near, "ws://mail.example.org/"):
+                pass
+        assert trio.current_time() - began < 2
+        nursery.cancel_scope.cancel()
+
+
+ALERT = b"\x15\x03\x01\0\x02\x02F"
+
+
+async def test_a_server_that_speaks_tls() -> None:
+    """It complains by an alert, or ends the connection; the error says which scheme is meant."""
+
+    async def complain(peer: RawPeer) -> None:
+        await peer.stream.receive_some()
+        await peer.send(ALERT)
+
+    async def hang_up(peer: RawPeer) -> None:
+        await peer.stream.receive_some()
+
+    async def reset(peer: RawPeer) -> None:
+        await peer.stream.receive_some()
+        assert isinstance(peer.stream, trio.SocketStream)
+        peer.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        peer.stream.socket.close()
+
+    async with raw_server(complain, hang_up, reset) as server:
+        for complaint in (
+            f"^the server at 127.0.0.1:{server.port} seems to speak TLS; use wss://$",
+            "the server closed the connection before it had answered; if it speaks TLS, use wss://$",
+            "the connection broke before the server had answered: .*; if it speaks TLS, use wss://$",
+        ):
+            with pytest.raises(ConnectFailed, match=complaint):
+                async with connect(server.url):
+                    pass
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"), [("ws://h/", "use wss://$"), ("ws+unix:///s", "this connection does not$")]
+)
+async def test_an_alert_over_a_stream(url: str, complaint: str) -> None:
+    """The scheme is not what is wrong where there is no other one."""
+    near, far = trio.testing.memory_stream_pair()
+    await far.send_all(ALERT)
+    with pytest.raises(ConnectFailed, match=complaint) as caught:
+        async with connect_stream(near, url):
+            pass
+    assert isinstance(caught.value.__cause__, InvalidHandshake)
+
+
+async def test_a_unix_socket_that_hangs_up() -> None:
+    """It is not advised to speak TLS."""
+    near, far = trio.testing.memory_stream_pair()
+    await far.send_eof()
+    with pytest.raises(ConnectFailed, match=r"before it had answered$"):
+        async with connect_stream(near, "ws+unix:///s"):
+            pass
 
 
 async def test_an_answer_in_many_pieces_after_others() -> None:

@@ -25,10 +25,11 @@ import trio
 
 from .._client.connect import connect
 from .._client.connecting import Connecting
+from .._client.tls import AT_A_COMMAND_LINE, describe
 from .._foreign import cause_of, unwrap
 from .._protocol.url import parse_url
 from .._session.connection import Connection
-from ..errors import ConnectionClosed, CrowWSError, InvalidURL, Rejected
+from ..errors import ConnectFailed, ConnectionClosed, CrowWSError, InvalidURL, Rejected
 from .exits import FAILED, OK, REFUSED, UNCLEAN, UNREAD, USAGE
 from .showing import JsonShow, Piece, PlainShow, Refusal, Show, TerminalShow
 from .standard import InputError, Lines, Output
@@ -215,7 +216,7 @@ class _Talk:
             refusal = Refusal(error.status, headers, error.body)
             await self._fail(REFUSED, self._show.refused(options.url, refusal))
         except (InputError, OSError, CrowWSError) as error:
-            await self._fail(FAILED, self._show.error(str(error)))
+            await self._fail(FAILED, self._show.error(_reason(error, options.url)))
         except ValueError as error:  # a header or a subprotocol that cannot be sent
             await self._fail(USAGE, self._show.error(str(error)))
 
@@ -339,6 +340,14 @@ def _connect_options(options: argparse.Namespace) -> dict[str, Any]:
             context.verify_mode = ssl.CERT_NONE
         arguments["ssl_context"] = context
     return arguments
+
+
+def _reason(error: Exception, url: str) -> str:
+    """What an error says, with the options of this command where a program would have arguments."""
+    cause = error.__cause__
+    if isinstance(error, ConnectFailed) and isinstance(cause, ssl.SSLError):
+        return describe(cause, parse_url(url), AT_A_COMMAND_LINE)
+    return str(error)
 
 
 def _trust(cafile: str | None) -> ssl.SSLContext:

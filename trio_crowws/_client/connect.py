@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import trio
 
-from .._options import Options, check_seconds
+from .._options import Options, check_context, check_seconds
 from .._protocol.handshake import check_headers
 from .._protocol.url import parse_proxy, parse_url
 from .._session.accepting import HeadersLike
@@ -69,8 +69,8 @@ def connect(
       ssl_context: for `wss:`; by default, the server's certificate must be one that the system trusts.
       proxy: `http://[user:password@]host[:port]` of a proxy to go through. No environment variable is looked at.
       follow_redirects: how many redirects to follow, or `True` for 5; never one from `wss:` to `ws:`. Another origin
-        gets a plain request: without `headers`, `subprotocols` and `origin`, and instead of `ssl_context` a context that
-        trusts the same authorities but holds no client certificate.
+        gets a plain request: without `headers`, `subprotocols` and `origin`, and instead of `ssl_context` a context
+        that trusts the same authorities but holds no client certificate.
       open_timeout: seconds for all that comes before the block: names, sockets, proxy, TLS, redirects and answers.
       heartbeat: `heartbeat=15` is short for `ping_interval=15, ping_timeout=15`, and `None` turns both off.
       options: `compression`, `max_payload`, `max_fragments`, `control_rate`, `receive_buffer`, `ping_interval`,
@@ -91,8 +91,8 @@ def connect(
     """
     redirects = _check_redirects(follow_redirects)
     plan = _plan(url, subprotocols, headers, origin, open_timeout, heartbeat, options)
-    if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
-        raise TypeError(f"option ssl_context must be an ssl.SSLContext, not {type(ssl_context).__name__}")
+    if ssl_context is not None:
+        check_context(ssl_context, server_side=False)
     if ssl_context is not None and not plan.target.secure and not redirects:
         raise ValueError(f"option ssl_context is for wss://, not for {plan.target.scheme}://")
     if proxy is not None and plan.target.unix is not None:

@@ -169,7 +169,7 @@ class Connecting:
         reader = AnswerReader(
             request.as_event(), max_header_bytes=options.max_header_bytes, max_headers=options.max_headers
         )
-        opening = Opening(reader)
+        opening = Opening(reader, target)
         if self._plan.stream is not None:
             local, remote = addresses_of(self._plan.stream)
             opening.transport = transport = engine.add_stream(self._plan.stream, opening, local, remote)

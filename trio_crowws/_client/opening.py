@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING
 
 import trio
 
-from .._protocol.answer import AnswerReader
+from .._protocol.answer import AnswerReader, SpeaksTLS
 from ..errors import ConnectFailed, InvalidHandshake
+from .tls import describe
 
 if TYPE_CHECKING:
     from .._protocol.answer import ServerResponse
+    from .._protocol.url import Target
     from .._transport.base import Transport
 
 __all__ = ["Opening"]
@@ -19,12 +22,17 @@ __all__ = ["Opening"]
 class Opening:
     """Waits for the answer to a request that was written to `transport`.
 
+    Args:
+      reader: has the request, and reads the answer.
+      target: whom the request is for.
+
     Attributes:
       transport: what it is the receiver of.
     """
 
-    def __init__(self, reader: AnswerReader) -> None:
+    def __init__(self, reader: AnswerReader, target: Target) -> None:
         self._reader = reader
+        self._target = target
         self._answered = trio.Event()
         self._response: ServerResponse | None = None
         self._error: InvalidHandshake | ConnectFailed | None = None
@@ -75,6 +83,9 @@ class Opening:
         """Take bytes from the server."""
         try:
             response = self._reader.feed(data)
+        except SpeaksTLS as error:
+            self._settle(None, self._without_tls(error))
+            return
         except InvalidHandshake as error:
             self._settle(None, error)
             return
@@ -83,15 +94,44 @@ class Opening:
 
     def _on_eof(self) -> None:
         """The server will send nothing more."""
-        self._end(ConnectFailed("the server closed the connection before it had answered"))
+        self._end(self._hung_up())
 
     def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
-        if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, Exception):
+        while isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # which says what a stream does not
-        failure = ConnectFailed(f"the connection broke before the server had answered: {error}")
+        if isinstance(error, ssl.SSLEOFError):  # how a stream over TLS says that the server has hung up
+            failure = self._hung_up()
+        elif isinstance(error, ssl.SSLError):
+            failure = ConnectFailed(describe(error, self._target))
+        else:
+            guess = self._guess() if isinstance(error, ConnectionError) else ""
+            failure = ConnectFailed(f"the connection broke before the server had answered: {error}{guess}")
         failure.__cause__ = error
         self._end(failure)
+
+    def _hung_up(self) -> ConnectFailed:
+        return ConnectFailed(f"the server closed the connection before it had answered{self._guess()}")
+
+    def _without_tls(self, error: SpeaksTLS) -> ConnectFailed | InvalidHandshake:
+        """The server has complained in TLS about a request in plain text."""
+        if self._is_secure:  # in TLS already, so it is only one more answer that is no HTTP
+            return InvalidHandshake(str(error))
+        todo = "use wss://" if self._target.scheme == "ws" else "this connection does not"
+        failure = ConnectFailed(f"the server at {self._target.tunnel} seems to speak TLS; {todo}")
+        failure.__cause__ = error
+        return failure
+
+    def _guess(self) -> str:
+        """What the reason may be where a server has ended the connection without a word."""
+        if self._is_secure:
+            return "; perhaps this port does not speak TLS, or the server demands a certificate of the client"
+        return "; if it speaks TLS, use wss://" if self._target.scheme == "ws" else ""
+
+    @property
+    def _is_secure(self) -> bool:
+        assert self.transport is not None
+        return self.transport.secure
 
     def _end(self, failure: ConnectFailed) -> None:
         response = self._reader.eof()

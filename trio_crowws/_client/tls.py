@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ssl
 import warnings
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-__all__ = ["IN_A_PROGRAM", "Advice", "default_context", "describe", "without_certificate"]
+if TYPE_CHECKING:
+    from .._protocol.url import Target
+
+__all__ = ["AT_A_COMMAND_LINE", "IN_A_PROGRAM", "Advice", "default_context", "describe", "without_certificate"]
 
 
 class Advice(NamedTuple):
@@ -29,6 +32,13 @@ IN_A_PROGRAM: Final = Advice(
     "give its authority by ssl_context=ssl.create_default_context(cafile=...)",
     "give one by load_cert_chain of an ssl_context",
     "see minimum_version and maximum_version of ssl_context",
+)
+
+AT_A_COMMAND_LINE: Final = Advice(
+    "--cafile FILE trusts its authority",
+    "this command has none to give",
+    "this command allows those that the system's OpenSSL allows",
+    "--insecure accepts any certificate",
 )
 
 _UNTRUSTED: Final = "comes from an authority that is not trusted here"
@@ -117,16 +127,23 @@ def without_certificate(context: ssl.SSLContext) -> ssl.SSLContext:
     return made
 
 
-def describe(error: ssl.SSLError, host: str, advice: Advice = IN_A_PROGRAM) -> str:
+def describe(error: ssl.SSLError, target: Target, advice: Advice = IN_A_PROGRAM) -> str:
     """What is wrong, and what can be done about it.
 
     Args:
       error: what TLS has raised, or the alert of the server.
-      host: whom the URL names.
-      advice: where it is read.
+      target: whom the client wanted to talk to.
+      advice: for where it is read.
     """
+    host = target.server_hostname
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _describe_certificate(error, host, advice)
+        detail = _describe_certificate(error, host, advice)
+    else:
+        detail = _describe_alert(error, host, advice)
+    return f"TLS with {target.tunnel} failed: {detail}"
+
+
+def _describe_alert(error: ssl.SSLError, host: str, advice: Advice) -> str:
     reason: str = error.reason or ""
     if reason in _NO_TLS:
         text = "this port does not speak TLS; is it one for ws://?"
@@ -135,10 +152,10 @@ def describe(error: ssl.SSLError, host: str, advice: Advice = IN_A_PROGRAM) -> s
     elif reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
         text = f"the server demands a certificate of the client; {advice.certificate}"
     elif reason in _WRONG_CERTIFICATE:
-        text = f"the server does not accept the client's certificate; {advice.certificate} that it trusts"
+        text = f"the server does not accept the certificate of the client, or misses one; {advice.certificate}"
     elif reason == "SSLV3_ALERT_HANDSHAKE_FAILURE":
         text = (
-            "the server refused the handshake; it demands a certificate of the client "
+            "the handshake was refused; perhaps the server demands a certificate of the client "
             f"({advice.certificate}), or has no cipher in common with this side"
         )
     elif reason == "TLSV1_UNRECOGNIZED_NAME":

@@ -8,12 +8,15 @@ Decisions where the standards leave a choice
 * A header that must be there once must not be there twice, even with the same value.
 * An answer that is not a 101 is read to its end, but no more than 64 KiB of its body are kept.
 * What follows a 101 are frames; nothing of it is lost.
+* What cannot be the beginning of an answer is refused at its first wrong byte. h11 waits for the end of the head, and a
+  mail server that has said hello will never send one.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,13 +29,36 @@ from ..errors import HandshakeError, InvalidHandshake
 from .deflate_offer import Agreement, check_answer, make_offer
 from .request import Headers, split_list
 
-__all__ = ["MAX_BODY", "AnswerReader", "ServerResponse", "UpgradeRequest", "check_accepted", "shown"]
+__all__ = [
+    "MAX_BODY",
+    "AnswerReader",
+    "ServerResponse",
+    "SpeaksTLS",
+    "UpgradeRequest",
+    "check_accepted",
+    "shown",
+]
 
 MAX_BODY: Final = 64 * 1024
 """Bytes that are kept of the body of an answer that is not a 101."""
 
 _SHOWN: Final = 100
 """Characters of a foreign value that an error shows."""
+
+_STATUS_LINE: Final = re.compile(rb"HTTP/[0-9]\.[0-9] [0-9]{3}[ \r\n]")
+_STATUS_LINE_MODEL: Final = b"HTTP/1.1 200 "
+"""A beginning that fits: what has come so far is completed with it."""
+
+_TLS_RECORDS: Final = (0x15, 0x16)
+"""Alert and handshake (RFC 8446 section 5.1)."""
+
+_SETTINGS: Final = 4
+_SETTINGS_HEADER: Final = 9
+"""Type and header size of the frame that an HTTP/2 server begins with."""
+
+
+class SpeaksTLS(InvalidHandshake):
+    """What came is a record of TLS, in which a server complains about a client that does not speak TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +158,7 @@ class AnswerReader:
         self._body: list[bytes] = []
         self._body_size = 0
         self._done = False
+        self._status_line_seen = False
         self.response: ServerResponse | None = None
         self.trailing = b""
 
@@ -147,7 +174,8 @@ class AnswerReader:
           The answer, as soon as it is complete, and `None` before and after.
 
         Raises:
-          InvalidHandshake: what came is not HTTP, or its head is too large.
+          SpeaksTLS: what came is a record of TLS.
+          InvalidHandshake: it is something else that is no HTTP, or is malformed, or its head is too large.
         """
         if self._done:
             self.trailing += data
@@ -186,6 +214,8 @@ class AnswerReader:
 
     def _read(self) -> ServerResponse | None:
         while True:
+            if not self._status_line_seen:
+                self._check_status_line()
             event = self._http.next_event()
             if isinstance(event, (h11.InformationalResponse, h11.Response)):
                 response = self._take_head(event)
@@ -204,6 +234,14 @@ class AnswerReader:
             else:
                 return None
 
+    def _check_status_line(self) -> None:
+        came = self._http.trailing_data[0]
+        begins = came[: len(_STATUS_LINE_MODEL)]
+        if not _STATUS_LINE.match(begins + _STATUS_LINE_MODEL[len(begins) :]):
+            self._done = True
+            raise _not_http(came)
+        self._status_line_seen = len(begins) == len(_STATUS_LINE_MODEL)
+
     def _take_head(self, event: h11.InformationalResponse | h11.Response) -> ServerResponse | None:
         rest = self._http.trailing_data[0]
         if self._received - len(rest) > self._max_header_bytes:
@@ -213,6 +251,7 @@ class AnswerReader:
         headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
         switched = self._http.their_state is h11.SWITCHED_PROTOCOL
         if event.status_code < 200 and not switched:
+            self._status_line_seen = False  # that of the next answer
             return None
         response = ServerResponse(event.status_code, headers)
         if event.http_version != b"1.1" and event.status_code == 101:
@@ -227,6 +266,17 @@ class AnswerReader:
     def _too_large(self) -> InvalidHandshake:
         self._done = True
         return InvalidHandshake(f"the head of the answer is larger than {self._max_header_bytes} bytes")
+
+
+def _not_http(came: bytes) -> InvalidHandshake:
+    """The error for a beginning that is no status line: it says what came, or what it is known as."""
+    if came[0] in _TLS_RECORDS and came[1:2] in (b"", b"\x03"):
+        return SpeaksTLS(f"the answer is malformed, a record of TLS: {shown(came.decode('latin-1'))}")
+    if len(came) >= _SETTINGS_HEADER and came[3] == _SETTINGS and came[5:9] == bytes(4):
+        return InvalidHandshake("the answer is malformed, one of HTTP/2, which has no upgrade; HTTP/1.1 is needed")
+    text = came.decode("latin-1")
+    line = text.partition("\n")[0].removesuffix("\r")
+    return InvalidHandshake(f"the answer is malformed, and not HTTP/1.1: {shown(line if line.isprintable() else text)}")
 
 
 def check_accepted(request: UpgradeRequest, response: ServerResponse) -> tuple[str | None, Agreement | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import h11
 
 from ..errors import InvalidHandshake, ProxyError
-from .answer import AnswerReader, ServerResponse, shown
+from .answer import AnswerReader, ServerResponse, SpeaksTLS, shown
 
 if TYPE_CHECKING:
     from .url import Proxy, Target
@@ -52,6 +52,8 @@ class Tunnel:
         """
         try:
             response = self._reader.feed(data) if data else self._reader.eof()
+        except SpeaksTLS as error:
+            raise ProxyError(f"the proxy {self.proxy} seems to speak TLS, and only http:// is possible") from error
         except InvalidHandshake as error:
             raise ProxyError(f"the proxy {self.proxy} answered with what cannot be understood: {error}") from error
         if response is None:
