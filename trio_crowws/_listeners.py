@@ -85,6 +85,9 @@ class ListeningSocket:
             except OSError as error:  # it costs this one peer, and not the loop
                 sock.close()
                 return error
+            except Exception as error:  # so does a defect
+                sock.close()
+                log.error("internal error; a connection at %s is dropped", self, exc_info=error)
             except BaseException:
                 sock.close()
                 raise

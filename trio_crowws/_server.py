@@ -28,7 +28,7 @@ from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
 from ._log import log
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._transport.engine import Engine
-from ._transport.stream import addresses_of, plain_address
+from ._transport.stream import addresses_of, close_stream, plain_address
 
 if TYPE_CHECKING:
     from ._route import Route
@@ -189,7 +189,7 @@ class Server:
             # Shielded, or the first one to be closed would be the last; closing is not expected to wait at all.
             with trio.CancelScope(deadline=trio.current_time() + _CLOSE_LISTENERS, shield=True):
                 for listener in others:
-                    await trio.aclose_forcefully(listener)
+                    await close_stream(listener)
 
     @trio.lowlevel.enable_ki_protection
     async def _serve_stream(self, stream: trio.abc.Stream, local: Address, remote: Address) -> None:
@@ -204,7 +204,7 @@ class Server:
         finally:  # a server that was cancelled before it began has not taken it
             # Shielded, or a cancellation would come in place of what is raised here, an interrupt for example.
             with trio.CancelScope(deadline=trio.current_time() + _CLOSE_LISTENERS, shield=True):
-                await trio.aclose_forcefully(stream)
+                await close_stream(stream)
 
     async def _serve(
         self,
@@ -302,15 +302,21 @@ class Server:
 
     @trio.lowlevel.enable_ki_protection
     async def _accept_streams(self, listener: trio.abc.Listener[Any]) -> None:
-        async with listener:
+        try:
             while True:
                 try:
                     stream = await listener.accept()
                 except OSError as error:
                     log.error("cannot accept on %s: %s; trying again", describe(listener), explain(error))
                     await trio.sleep(EXHAUSTED_PAUSE)
-                else:
+                    continue
+                try:
                     self._begin_stream(stream, None, None)
+                except Exception as error:  # it costs this one peer
+                    log.error("internal error; an accepted stream is dropped", exc_info=error)
+                    await close_stream(stream)
+        finally:
+            await close_stream(listener)
 
     def _begin_socket(self, sock: socket.socket, local: Address, remote: Address) -> None:
         opening = self._admission.new_opening()
@@ -319,7 +325,7 @@ class Server:
                 sock, opening, local, remote, self._ssl_context, opening.deadline
             )
             opening.transport.start()
-        except OSError:  # the system cannot watch one more socket
+        except Exception:  # the system cannot watch one more socket, or memory is short
             opening.hand_over()
             raise
 
@@ -327,7 +333,13 @@ class Server:
         if local is None and remote is None:
             local, remote = addresses_of(stream)
         opening = self._admission.new_opening()
-        opening.transport = self._engine.add_stream(stream, opening, local, remote, handshake_deadline=opening.deadline)
+        try:
+            opening.transport = self._engine.add_stream(
+                stream, opening, local, remote, handshake_deadline=opening.deadline
+            )
+        except Exception:
+            opening.hand_over()
+            raise
 
 
 def _address_of(listener: trio.abc.Listener[Any]) -> tuple[str, int] | str | None:

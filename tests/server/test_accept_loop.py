@@ -65,24 +65,25 @@ async def test_a_system_without_epoll_that_is_out_of_something(
     assert [record.levelname for record in caplog.records].count("ERROR") == 1
 
 
-async def test_a_defect_in_letting_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody expects there ends the server, but by way of its own task: the connections are still told."""
-    app = App()
-    recorder = Recorder(app, style="sync")
+@pytest.mark.parametrize("where", ["new_opening", "add_socket"])
+async def test_a_defect_in_letting_in(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What nobody expects there costs the one peer, whose socket is closed; the next one is let in."""
+    owner: Any = Admission if where == "new_opening" else Engine
+    works = getattr(owner, where)
 
-    def fail(self: Admission) -> Any:
-        raise RuntimeError("a defect")
+    def fail(self: Any, *arguments: Any) -> Any:
+        monkeypatch.setattr(owner, where, works)
+        raise MemoryError("none is left")
 
-    with pytest.raises(RuntimeError, match="a defect"):  # noqa: PT012 -- it leaves the block of the server
-        async with serving(app) as server, open_raw(server) as client:
-            await client.upgrade("/")
-            monkeypatch.setattr(Admission, "new_opening", fail)
-            async with open_raw(server):
-                assert await client.read_frame() == Frame(8, b"\x03\xe9")
-                await client.send_frame(8, b"\x03\xe9")
-                await server.wait_closed()
-    assert recorder.info.code == 1001
-    assert recorder.info.clean
+    async with serving(echo_app()) as server:
+        monkeypatch.setattr(owner, where, fail)
+        async with open_raw(server) as client:
+            assert await client.read_to_end() == b""
+        await assert_serves(server)
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage().startswith("internal error; a connection at 127.0.0.1:")
 
 
 async def test_it_complains_about_each_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

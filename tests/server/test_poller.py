@@ -197,6 +197,9 @@ class Slow:
     def _on_lost(self, error: Exception | None) -> None:
         pass
 
+    def _on_broken(self, error: Exception) -> None:
+        pass
+
     def _on_stalled(self) -> None:
         pass
 
@@ -529,13 +532,20 @@ async def test_a_peer_that_says_goodbye_to_tls_and_then_to_tcp(
 # Timers
 
 
+class Owner:
+    """Whose timers they are."""
+
+    def report(self, error: Exception) -> None:
+        raise AssertionError("no timer fires") from error
+
+
 async def test_cancelled_timers_do_not_pile_up() -> None:
     """A timer that was cancelled long before its time is forgotten when it is one of very many."""
-    timers = Timers()
-    kept = Timer(timers, lambda now: None)
+    timers, owner = Timers(), Owner()
+    kept = Timer(timers, lambda now: None, owner)
     kept.arm(timers.now + 50)
     for _ in range(10_000):
-        timer = Timer(timers, lambda now: None)
+        timer = Timer(timers, lambda now: None, owner)
         timer.arm(timers.now + 100)
         timer.cancel()
     assert len(timers._heap) < 2_000

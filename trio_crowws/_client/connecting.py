@@ -34,7 +34,7 @@ from .._session.connection import Connection, PublishResult
 from .._session.ending import Parts
 from .._session.handlers import Callback, Callbacks
 from .._session.lifecycle import leave, log_start
-from .._transport.stream import addresses_of, plain_address
+from .._transport.stream import addresses_of, close_stream, plain_address
 from ..errors import ConnectFailed, HandshakeTimeout, Rejected
 from .dialing import dial
 from .opening import Opening
@@ -105,7 +105,7 @@ class Connecting:
             self._shared = SharedEngine.enter()
         except OSError as error:
             if plan.stream is not None:
-                await trio.aclose_forcefully(plan.stream)
+                await close_stream(plan.stream)
             raise ConnectFailed(f"the system has no descriptor left: {error}") from error
         try:
             with trio.CancelScope(deadline=trio.current_time() + plan.open_timeout):
@@ -187,7 +187,7 @@ class Connecting:
             transport = self._add_socket(sock, opening, context, target)
         self._opening = opening
         transport.write(reader.request)
-        transport.flush()
+        transport.push()
         return await opening.answer()
 
     def _add_socket(
@@ -284,7 +284,7 @@ class Connecting:
                 await self._drop()
             elif stream is not None:  # the engine has not got it yet
                 with trio.CancelScope(deadline=trio.current_time() + _PARTING, shield=True):
-                    await trio.aclose_forcefully(stream)
+                    await close_stream(stream)
         finally:
             await shared.leave()
 

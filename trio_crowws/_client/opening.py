@@ -137,6 +137,9 @@ class Opening:
         response = self._reader.eof()
         self._settle(response, None if response is not None else failure)
 
+    def _on_broken(self, error: Exception) -> None:
+        """The server takes no more of the request; it may have answered all the same."""
+
     def _on_stalled(self) -> None:
         """The server does not read the request; `open_timeout` bounds that."""
 

@@ -9,6 +9,9 @@ Rules of this table
 What was read before a Close frame, a fault or the end of the stream is delivered and answered first. So those three
 enter `ANSWERING`: the application sees that the connection is ending, its answers still go out, and `ANSWERED` comes
 when its handler has taken everything, or when it takes too long.
+
+Where it turns out while writing that the transport is broken, what the peer has sent before may not have been read yet:
+its last messages, and the Close frame that says why. So `MUTE` comes first, and `LOST` when that has been read.
 """
 
 from __future__ import annotations
@@ -26,11 +29,13 @@ class Phase(IntEnum):
     """Messages flow both ways."""
     ANSWERING = 1
     """The peer has closed, failed or gone silent for good; what it sent before is still being answered."""
-    CLOSING = 2
+    MUTE = 2
+    """Nothing can be sent any more; what the peer sent before that is still read and delivered."""
+    CLOSING = 3
     """Our Close frame is queued; the peer's is awaited. What else comes in is dropped."""
-    ENDING = 3
+    ENDING = 4
     """Nothing more will be queued; what is queued leaves, then the transport closes."""
-    CLOSED = 4
+    CLOSED = 5
     """The transport carries nothing more, and the CloseInfo is final."""
 
 
@@ -51,6 +56,8 @@ class Event(Enum):
     """Everything that was queued has left."""
     TIMEOUT = auto()
     """The closing handshake took longer than `close_timeout`."""
+    BROKEN = auto()
+    """Writing has failed; `LOST` follows when everything that has come was read."""
     LOST = auto()
     """The transport broke, or `abort()` was called."""
 
@@ -73,12 +80,18 @@ TRANSITIONS: Mapping[tuple[Phase, Event], tuple[Phase, tuple[Action, ...]]] = {
     # Section 7.1.7: failing the connection sends Close and does not wait for an answer.
     (Phase.OPEN, Event.FAIL): (Phase.ENDING, (Action.SEND_CLOSE,)),
     (Phase.OPEN, Event.LOST): (Phase.CLOSED, (Action.DROP,)),
+    (Phase.OPEN, Event.BROKEN): (Phase.MUTE, ()),
     # Section 5.5.1: an endpoint may delay its answering Close until its current message is sent.
     (Phase.ANSWERING, Event.LOCAL_CLOSE): (Phase.ENDING, (Action.SEND_CLOSE,)),
     (Phase.ANSWERING, Event.ANSWERED): (Phase.ENDING, (Action.SEND_CLOSE,)),
     (Phase.ANSWERING, Event.FAIL): (Phase.ENDING, (Action.SEND_CLOSE,)),
     (Phase.ANSWERING, Event.PEER_ENDED): (Phase.CLOSED, (Action.FINISH,)),
     (Phase.ANSWERING, Event.LOST): (Phase.CLOSED, (Action.DROP,)),
+    # There is nobody to answer, so what the peer has said last ends it. What waits for the handler is still taken.
+    (Phase.MUTE, Event.PEER_CLOSE): (Phase.CLOSED, (Action.DROP,)),
+    (Phase.MUTE, Event.LOST): (Phase.CLOSED, (Action.DROP,)),
+    # The handler has had enough. A Close frame of the peer's may still be found in what is left to be read.
+    (Phase.MUTE, Event.LOCAL_CLOSE): (Phase.CLOSING, ()),
     # Section 7.1.4: both Close frames exchanged. Section 7.1.1: the server closes TCP first.
     (Phase.CLOSING, Event.PEER_CLOSE): (Phase.ENDING, ()),
     (Phase.CLOSING, Event.FAIL): (Phase.ENDING, ()),

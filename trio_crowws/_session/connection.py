@@ -200,7 +200,7 @@ class Connection(Receiving):
             raise self._closed_error()
         ping = self._send_ping(self._timers.tick())
         ping.answered = trio.Event()
-        self._transport.flush()
+        self._transport.push()
         try:
             await ping.answered.wait()
         finally:

@@ -147,7 +147,7 @@ class Ending:
         self.id, self.request, options, self._transport, timers, self._reader = parts
         self._options = options
         self._timers = timers
-        self._timer = Timer(timers, self._on_timer)
+        self._timer = Timer(timers, self._on_timer, self._transport)
         self._scope = trio.CancelScope()
         self._debug = log.shows(logging.DEBUG)
         self._client = False
@@ -263,7 +263,7 @@ class Ending:
             self._timer.arm(self._close_deadline)
         self._wake_all()
         if self._phase is Phase.ENDING:
-            self._transport.flush()
+            self._transport.push()
             self._check_flushed()
 
     def _check_flushed(self) -> None:
@@ -344,7 +344,7 @@ class Ending:
         if self._close_info is None:
             if self._closed is None:
                 self._closed = trio.Event()
-            self._transport.flush()
+            self._transport.push()
             await self._closed.wait()
         else:
             await trio.lowlevel.checkpoint()
@@ -365,6 +365,17 @@ class Ending:
         else:
             # The peer has said goodbye and left: a browser whose tab is closed does not wait for the answer.
             self._apply(Event.FLUSHED if self._phase is Phase.ENDING else Event.LOST)
+
+    def _on_broken(self, error: Exception) -> None:
+        """Nothing more can be sent. What the peer has sent before may say why, so that is read first.
+
+        Not for ever: a peer on the same machine can end its reading alone, and a handler may be busy. The time is the
+        one that a closing handshake has.
+        """
+        if self._phase is Phase.OPEN:
+            self._apply(Event.BROKEN)
+        elif self._phase is not Phase.CLOSING:  # where the peer's Close is awaited, it may be among what has come
+            self._transport.break_down(error)
 
     def _on_stalled(self) -> None:
         """The peer does not read; from here on its progress is watched."""
@@ -397,12 +408,14 @@ class Ending:
         self._timers.tick()
         if self._phase is Phase.ANSWERING:
             self._conclude()
-        elif self._phase is Phase.OPEN:
+        elif self._phase is Phase.OPEN or self._phase is Phase.MUTE:
             self._begin_local_close(code)
 
     def _give_up_closing(self) -> None:
         """The peer had its time to finish the closing handshake."""
-        if self._phase is not Phase.CLOSED:
+        if self._transport.broken is not None:
+            self._transport.break_down(None)
+        elif self._phase is not Phase.CLOSED:
             self._record(CloseTimeout("the peer did not finish the closing handshake in time"), "local")
             self._apply(Event.TIMEOUT)
 

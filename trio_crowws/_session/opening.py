@@ -66,7 +66,7 @@ class Opening:
         self._start = timers.tick()
         self.answered = False
         self.deadline = self._start + handshake_timeout
-        self._timer = Timer(timers, self._on_timer)
+        self._timer = Timer(timers, self._on_timer, self)
         self._timer.arm(self.deadline)
 
     @property
@@ -141,6 +141,13 @@ class Opening:
         address, reason = place(self.transport.remote_address), "-" if error is None else explain(error)
         log.debug("%s went away during the handshake: %s", address, reason)
         self._finish()
+
+    def _on_broken(self, error: Exception) -> None:
+        """Nothing can be said to the peer any more; `_on_lost` follows."""
+
+    def report(self, error: Exception) -> None:
+        """An exception that nobody expects costs this one peer."""
+        self.transport.report(error)
 
     def _on_stalled(self) -> None:
         """The answer does not fit into the kernel's buffers; the deadline of the transport's close bounds that."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Receiving"]
 
-_OPEN, _ANSWERING, _CLOSING = Phase.OPEN, Phase.ANSWERING, Phase.CLOSING  # looked up for every message
+_OPEN, _ANSWERING, _MUTE, _CLOSING = Phase.OPEN, Phase.ANSWERING, Phase.MUTE, Phase.CLOSING  # used for every message
 
 EVENTS_PER_TURN = 128
 """Messages and control frames of one connection before the others get their turn."""
@@ -86,6 +86,8 @@ class Receiving(Sending):
         """Take the frames that came together with the request, and read on."""
         if early_data:
             self._on_data(early_data)
+        if self._transport.broken is not None:
+            self._on_broken(self._transport.broken)
         if self._inbox_size <= self._read_ahead:  # else it goes on when the handler has taken enough
             self._transport.resume()
 
@@ -95,7 +97,7 @@ class Receiving(Sending):
         """Take bytes from the peer."""
         self.bytes_received += len(data)
         self._last_received = self._timers.now
-        if self._phase is not _OPEN and self._phase is not _CLOSING:
+        if self._phase is not _OPEN and self._phase is not _CLOSING and self._phase is not _MUTE:
             return
         reader = self._reader
         inbox = self._inbox
@@ -115,7 +117,7 @@ class Receiving(Sending):
             if self._idle and not inbox and self._callbacks.inline:
                 self._call_inline(callback, event)
                 inbox = self._inbox
-            elif self._phase is _OPEN:
+            elif self._phase is _OPEN or self._phase is _MUTE:
                 if inbox is None:
                     inbox = self._inbox = deque()
                 inbox.append(event)
@@ -127,6 +129,8 @@ class Receiving(Sending):
                 self._wake()
             if self._inbox_size > self._read_ahead and not self._transport.paused:
                 self._transport.pause()
+                if self._phase is _MUTE and self._progress is not None:
+                    self._progress.unpark_all()  # see `_reason_to_stop`
 
     def _on_eof(self) -> None:
         """The stream has ended, perhaps without a Close frame. May be told more than once."""
@@ -162,7 +166,7 @@ class Receiving(Sending):
                 log.debug("[%s] received %s", self.id, type(event).__name__)
 
     def _enqueue_control(self, event: Ping | Pong) -> None:
-        if self._phase is Phase.OPEN:
+        if self._phase is _OPEN or self._phase is _MUTE:
             if self._inbox is None:
                 self._inbox = deque()
             self._inbox.append(event)
@@ -176,7 +180,7 @@ class Receiving(Sending):
         else:
             self._record(event.error, "local")
             # With a Close of ours on its way there is nothing left to be said.
-            moved = Event.PEER_CLOSE if self._phase is Phase.OPEN else Event.FAIL
+            moved = Event.FAIL if self._phase is _CLOSING else Event.PEER_CLOSE
         self._terminal = event
         self._apply(moved)
         self._conclude_if_idle()
@@ -272,7 +276,7 @@ class Receiving(Sending):
         while True:
             if self._inbox:
                 await self._work()
-            if self._phase > _ANSWERING:
+            if self._phase > _MUTE:
                 return
             if self._prepare_to_park():
                 self._idle = True

@@ -33,6 +33,7 @@ from .ending import Ending
 if TYPE_CHECKING:
     from .._closeinfo import CloseFrame
     from .._protocol.compressing import Compressor, Packer
+    from ..errors import ConnectionClosed
     from .ending import Parts
 
 __all__ = ["Offered", "Sending"]
@@ -115,7 +116,7 @@ class Sending(Ending):
             check_compress(compress)
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._phase > _ANSWERING:
-            raise self._closed_error()
+            raise await self._reason_to_stop()
         transport = self._transport
         if transport.buffered > self._high_water or self._waiting:
             await self._wait_for_room()
@@ -169,7 +170,7 @@ class Sending(Ending):
         transport = self._transport
         while transport.buffered > size and self._phase <= Phase.ANSWERING:
             # Only what does not leave at once will be reported when it has left.
-            transport.flush()
+            transport.push()
             if transport.buffered > size and self._phase <= Phase.ANSWERING:
                 await self._wait_for_progress()
 
@@ -184,7 +185,7 @@ class Sending(Ending):
         The tasks that wait stand in a line, of which only the first one looks at the queue. It leaves the line in the
         step in which it writes, so nobody overtakes it in between.
         """
-        self._transport.flush()
+        self._transport.push()
         if self._line is None:
             self._line = trio.StrictFIFOLock()
         self._waiting += 1
@@ -195,7 +196,17 @@ class Sending(Ending):
         finally:
             self._waiting -= 1
         if self._phase > Phase.ANSWERING:
-            raise self._closed_error()
+            raise await self._reason_to_stop()
+
+    async def _reason_to_stop(self) -> ConnectionClosed:
+        """Why nothing can be sent any more.
+
+        Where that is a broken transport, what the peer has sent before is just being read, and may hold its reasons; so
+        they are waited for, unless reading waits for the handler, which may be the one that waits here.
+        """
+        while self._phase is Phase.MUTE and not self._transport.paused:
+            await self._wait_for_progress()
+        return self._closed_error()
 
     @trio.lowlevel.enable_ki_protection  # what was compressed with a context must get into the queue
     def _write_packed(self, frame: bytes) -> None:
@@ -225,7 +236,7 @@ class Sending(Ending):
         # What is queued and what is new decide together. On an empty queue even an oversize message may go.
         size = most(len(frame)) if later else len(frame)
         if transport.buffered and transport.buffered + size > self._limit:
-            transport.flush()
+            transport.push()
             if self._phase > Phase.ANSWERING:
                 return Offered.CLOSED
             if transport.buffered and transport.buffered + size > self._limit:

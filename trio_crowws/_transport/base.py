@@ -15,6 +15,10 @@ when the writer gives up control, so that ten answers to ten requests are one sy
 
 The `TurnQueue` is one task for each server. It also gives a turn to transports that have more to read than one turn
 allows, which keeps a flooding peer from starving the others.
+
+Whatever goes wrong in a transport costs that transport alone. The tasks that serve all of them, and the tasks of others
+that publish to it, never see an exception of it: who calls a transport or a receiver catches every `Exception` (a
+`MemoryError` is one) and hands it to `Transport.report`, which logs it, gives the transport up and cannot raise itself.
 """
 
 from __future__ import annotations
@@ -63,6 +67,13 @@ class Receiver(Protocol):
     def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone: nothing more comes in, nothing more goes out."""
 
+    def _on_broken(self, error: Exception) -> None:
+        """Nothing more goes out. What has come in is still read to its end, as far as reading is not paused.
+
+        `_on_lost` follows, and says the same error, when it was read; or when the receiver has had enough and calls
+        `Transport.break_down`.
+        """
+
     def _on_stalled(self) -> None:
         """The operating system took less than was offered: the peer does not read."""
 
@@ -77,6 +88,7 @@ class Transport(ABC):
       receiver: the upper end; may be exchanged at any time.
       buffered: bytes collected and not yet taken by the operating system.
       blocked: whether the operating system took less than was offered.
+      broken: why nothing more can be written, though there may be something left to be read.
       bytes_sent: bytes that the operating system has taken so far.
       paused: whether reading is stopped.
       corked: set from the moment when `receiver._on_data` is called until the feeder flushes, which may have others to
@@ -95,6 +107,7 @@ class Transport(ABC):
         "_turns",
         "_waits_for_turn",
         "blocked",
+        "broken",
         "buffered",
         "bytes_sent",
         "closed",
@@ -109,20 +122,21 @@ class Transport(ABC):
     )
 
     def __init__(self, turns: TurnQueue, timers: Timers, local_address: Address, remote_address: Address) -> None:
-        self.receiver: Receiver = _Discard()
+        self.receiver: Receiver = _NOBODY
         self.local_address = local_address
         self.remote_address = remote_address
         self.secure = False
         self.buffered: int = 0
         self.bytes_sent: int = 0
         self.blocked = False
+        self.broken: Exception | None = None
         self.closed = False
         self.corked = False
         self.eager = False
         self.more = False
         self._out: list[bytes | bytearray | memoryview] = []
         self.paused = False
-        self._shut = False  # closing or closed: takes nothing more
+        self._shut = False  # broken, closing or closed: takes nothing more
         self._closing: bool | None = None
         self._patient = False
         self._turns = turns
@@ -143,21 +157,24 @@ class Transport(ABC):
         """Collect `data`; it leaves when the caller gives up control. Ignored once the transport is closed."""
         if self._shut:
             return
-        if len(self._out) < _PIECES or len(data) >= _SMALL:
-            self._out.append(data)
-        else:
-            self._append_small(data)
-        self.buffered += len(data)
-        if self.corked:
-            return
-        if self.eager:
-            self.eager = False
-            if not self._turns.crowded:
-                self.flush()
+        try:
+            if len(self._out) < _PIECES or len(data) >= _SMALL:
+                self._out.append(data)
+            else:
+                self._append_small(data)
+            self.buffered += len(data)
+            if self.corked:
                 return
-        if not self._waits_for_turn:
-            self._waits_for_turn = True
-            self._turns.add(self)
+            if self.eager:
+                self.eager = False
+                if not self._turns.crowded:
+                    self.flush()
+                    return
+            if not self._waits_for_turn:
+                self._waits_for_turn = True
+                self._turns.add(self)
+        except Exception as error:
+            self.report(error)
 
     def write_at_once(self, data: bytes | memoryview) -> None:
         """As `write`, for one message to many; where it can, the first one of a scheduler pass leaves right now."""
@@ -184,12 +201,19 @@ class Transport(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Offer what was collected to the operating system, now."""
+        """Offer what was collected to the operating system, now. It may raise; from outside, `push` is what to call."""
+
+    def push(self) -> None:
+        """Flush for somebody who has to know what has left, and is no part of the transport."""
+        try:
+            self.flush()
+        except Exception as error:
+            self.report(error)
 
     def flush_to_park(self) -> None:
         """Flush for a task that is about to wait for the next message, unless a turn comes for a whole crowd."""
         if self._out and not (self._waits_for_turn and self._turns.crowded):
-            self.flush()
+            self.push()
 
     @abstractmethod
     def limit_unsent(self, size: int | None) -> None:
@@ -215,19 +239,25 @@ class Transport(ABC):
             with unread bytes in the kernel makes it send a reset, which can destroy the last frames on their way.
           patient: leave it to the peer to end the stream first, and do not even end the sending direction before.
         """
-        if self._shut:
+        if self.closed or self._closing is not None:
             return
         self._shut = True
         self._detach()
         self.paused = False
         self._closing = linger or patient
         self._patient = patient
-        self._timer = Timer(self._timers, self._linger_ended)
-        self._timer.arm(deadline)
-        if self._out:
-            self.flush()
-        else:
-            self._flushed_for_close()
+        try:
+            if self.broken is not None:
+                self.abort()
+                return
+            self._timer = Timer(self._timers, self._linger_ended, self)
+            self._timer.arm(deadline)
+            if self._out:
+                self.flush()
+            else:
+                self._flushed_for_close()
+        except Exception as error:
+            self.report(error)
 
     @abstractmethod
     def abort(self) -> None:
@@ -266,52 +296,93 @@ class Transport(ABC):
         """Feed the receiver, corked, and flush; `False` when that ended the transport.
 
         The receiver guards itself against the application's exceptions. What arrives here is a defect of this
-        package; it costs the one connection, never the task that reads for all of them.
+        package, or that memory is short; it costs the one connection, never the task that reads for all of them.
         """
         self.corked = True
         try:
             self.receiver._on_data(data)
+            self.corked = False
+            if self._out:
+                self.flush()
         except Exception as error:
             self.report(error)
-            return False
         finally:
             self.corked = False
-        if self._out:
-            self.flush()
         if self.more:
             self.ask_for_turn()
         return not self.closed
 
     def _report_end(self) -> None:
         """The peer will send nothing more: tell the receiver, and flush what it has to say to that."""
+        if self.broken is not None:
+            self._fail(self.broken)
+            return
         self.corked = True
         try:
             self.receiver._on_eof()
+            self.corked = False
+            if self._out:
+                self.flush()
+        except Exception as error:
+            self.report(error)
         finally:
             self.corked = False
-        if self._out:
-            self.flush()
 
     def report(self, error: Exception) -> None:
-        """An exception that nobody expects: log it with its traceback and give this one connection up."""
-        log.error("internal error; the connection with %s is aborted", place(self.remote_address), exc_info=error)
+        """An exception that nobody expects: log it with its traceback and give this one connection up. Never raises."""
+        self._log("internal error; the connection with %s is aborted", error)
         self._fail(error)
 
     def break_down(self, error: Exception | None) -> None:
-        """What serves this transport is gone."""
+        """What serves this transport is gone, or nobody wants to wait for it any more."""
         self._fail(error)
 
+    def _write_failed(self, error: Exception) -> None:
+        """Nothing more can be written. What the peer has sent is read to its end first: it may say why (a Close frame).
+
+        Drops what is queued. The receiver bounds the time by `break_down`, because a peer on the same machine can
+        end its reading only and write on for ever.
+        """
+        if self.broken is not None or self.closed:
+            return
+        self.broken = error
+        self._shut = True
+        self._out.clear()
+        self.buffered = 0
+        self.blocked = False
+        if self._closing is not None:
+            self.abort()
+            return
+        self.receiver._on_broken(error)
+        if not self.closed:
+            self._read_out()
+
+    @abstractmethod
+    def _read_out(self) -> None:
+        """Have everything read that has come, though no sign of it may come any more."""
+
     def _fail(self, error: Exception | None) -> None:
-        """The transport broke: tell the receiver once and release everything."""
+        """The transport broke: tell the receiver once and release everything. Never raises."""
         if self.closed:
             return
         receiver = self._detach()
-        self.abort()
-        receiver._on_lost(error)
+        try:
+            self.abort()
+        except Exception as defect:
+            self._log("cannot abort the connection with %s", defect)
+        for _ in range(2):  # where memory was short, there is more of it now
+            try:
+                receiver._on_lost(self.broken or error)
+                return
+            except Exception as defect:
+                self._log("cannot end the connection with %s", defect)
+
+    def _log(self, text: str, error: Exception) -> None:
+        log.error(text, place(self.remote_address), exc_info=error)
 
     def _detach(self) -> Receiver:
         """Take the receiver away; what still comes up is dropped."""
-        receiver, self.receiver = self.receiver, _Discard()
+        receiver, self.receiver = self.receiver, _NOBODY
         return receiver
 
 
@@ -337,11 +408,17 @@ class _Discard:
     def _on_lost(self, error: Exception | None) -> None:
         pass
 
+    def _on_broken(self, error: Exception) -> None:
+        pass
+
     def _on_stalled(self) -> None:
         pass
 
     def _on_drained(self) -> None:
         pass
+
+
+_NOBODY = _Discard()
 
 
 class TurnQueue:
@@ -400,7 +477,10 @@ class TurnQueue:
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
             batch, self._waiting = self._waiting, []
             for transport in batch:
-                transport.turn()
+                try:
+                    transport.turn()
+                except Exception as error:
+                    transport.report(error)
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self.parked = False

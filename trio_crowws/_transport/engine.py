@@ -153,10 +153,10 @@ class Engine:
                 while not transport.released:
                     await self.turns.wait_release()
         except KeyboardInterrupt:  # it comes through a shield
-            transport.abort()
+            _end(transport)
             raise
         if not transport.released:
-            transport.abort()
+            _end(transport)
             with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
                 while not transport.released:
                     await self.turns.wait_release()
@@ -188,8 +188,16 @@ class Engine:
                     await self.turns.wait_release()
         finally:  # Ctrl-C comes through a shield, and nothing but this ends the tasks that are behind one
             for transport in self.transports:
-                transport.abort()
+                _end(transport)
             self._scope.cancel()
+
+
+def _end(transport: Transport) -> None:
+    """Abort `transport`; what it raises must not keep the others from being ended."""
+    try:
+        transport.abort()
+    except Exception as error:
+        transport.report(error)
 
 
 def _teach_allocator() -> None:

@@ -19,6 +19,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 
 import trio
@@ -89,7 +90,10 @@ class SocketTransport(Transport):
           OSError: the system cannot watch one more descriptor; the socket is still the caller's.
         """
         self._poller.register(self._fd, self)
-        self.read_on(False)
+        try:
+            self.read_on(False)
+        except Exception as error:
+            self.report(error)
 
     def read(self) -> bytes:
         """One read. Empty if there was nothing, or if it is not the time to read: then it is kept in mind."""
@@ -159,6 +163,10 @@ class SocketTransport(Transport):
             return
         self._report_end()
 
+    def _read_out(self) -> None:
+        self._readable = True
+        self.ask_for_turn()
+
     @trio.lowlevel.enable_ki_protection  # what the kernel has taken must not be queued as well, nor the rest be lost
     def write_at_once(self, data: bytes | memoryview) -> None:
         # A second walk through a thousand members, to flush, would find none of them in the processor's cache any more.
@@ -172,14 +180,17 @@ class SocketTransport(Transport):
         if turns.parked:
             turns.count_pass()
         try:
-            taken = self._sock.send(data)
-        except OSError:
-            taken = 0  # the next attempt, in `flush`, sees the same and knows what to do
-        self.bytes_sent += taken
-        if taken < len(data):
-            self._out.append(memoryview(data)[taken:])
-            self.buffered = len(data) - taken
-            self.flush()
+            try:
+                taken = self._sock.send(data)
+            except OSError:
+                taken = 0  # the next attempt, in `flush`, sees the same and knows what to do
+            self.bytes_sent += taken
+            if taken < len(data):
+                self._out.append(memoryview(data)[taken:])
+                self.buffered = len(data) - taken
+                self.flush()
+        except Exception as error:
+            self.report(error)
 
     @trio.lowlevel.enable_ki_protection  # as above
     def flush(self) -> None:
@@ -196,7 +207,7 @@ class SocketTransport(Transport):
                 self._block()
                 return
             except OSError as error:
-                self._fail(error)
+                self._write_failed(error)
                 return
             self.bytes_sent += taken
             self.buffered -= taken
@@ -240,13 +251,16 @@ class SocketTransport(Transport):
             return
         if self._sock.family != getattr(socket, "AF_UNIX", None):
             # Zero linger time: a reset instead of an orderly end that the peer's full buffers would never let finish.
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):  # some systems refuse it where the peer has reset the connection before
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._release()
 
     def _release(self) -> None:
         self._forget()
-        self._poller.unregister(self._fd)
-        self._sock.close()
+        try:
+            self._poller.unregister(self._fd)
+        finally:
+            self._sock.close()
 
 
 class Poller:
@@ -390,20 +404,23 @@ class Poller:
                 if fd in self._listening:
                     self._listening[fd]()
                 continue
-            # Once a socket has had no room, it is also told about room for ever.
-            if mask == _IN or (mask == _IN_AND_OUT and not transport.blocked):
-                data = transport.read()
-                if data:
-                    batch.append((transport, data))
-                    if len(data) > _SMALL_READ:
-                        self._work(batch)
-                        if len(data) == READ_SIZE and not transport.closed:
-                            transport.read_on(False)
-                continue
-            if transport.blocked and mask & select.EPOLLOUT:
-                transport.on_writable()
-            if mask & _READABLE and not transport.closed:
-                transport.read_on(mask & _ENDING != 0)
+            try:
+                # Once a socket has had no room, it is also told about room for ever.
+                if mask == _IN or (mask == _IN_AND_OUT and not transport.blocked):
+                    data = transport.read()
+                    if data:
+                        batch.append((transport, data))
+                        if len(data) > _SMALL_READ:
+                            self._work(batch)
+                            if len(data) == READ_SIZE and not transport.closed:
+                                transport.read_on(False)
+                    continue
+                if transport.blocked and mask & select.EPOLLOUT:
+                    transport.on_writable()
+                if mask & _READABLE and not transport.closed:
+                    transport.read_on(mask & _ENDING != 0)
+            except Exception as error:
+                transport.report(error)
         self._work(batch)
         return len(events)
 
@@ -431,7 +448,10 @@ class Poller:
         for transport, _ in batch:
             if transport.corked:
                 transport.corked = False
-                if transport._out:
-                    transport.flush()
-                if transport.more:
-                    transport.ask_for_turn()
+                try:
+                    if transport._out:
+                        transport.flush()
+                    if transport.more:
+                        transport.ask_for_turn()
+                except Exception as error:
+                    transport.report(error)

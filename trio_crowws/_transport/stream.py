@@ -12,11 +12,13 @@ from typing import Any, cast
 
 import trio
 
+from .._foreign import class_name, is_a, select
+from .._log import log
 from .base import READ_SIZE, Address, Transport, TurnQueue, count_small
 from .kernel import limit_unsent
 from .timers import Timers
 
-__all__ = ["StreamTransport", "addresses_of", "as_tls", "plain_address"]
+__all__ = ["StreamTransport", "addresses_of", "as_tls", "close_stream", "plain_address"]
 
 _PIECE = 64 * 1024
 
@@ -49,19 +51,26 @@ class StreamTransport(Transport):
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Pump until the transport is closed. TLS shakes hands here, within the deadline of the opening handshake."""
+        """Pump until the transport is closed. TLS shakes hands here, within the deadline of the opening handshake.
+
+        A stream of the application's own that breaks Trio's rules ends alone: no `Exception` gets out of here.
+        """
         try:
             with self._scope:
                 if await self._tls_handshake():
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._write_pump)
                         await self._read_pump()
-        except Exception as error:  # a stream of the application's own that breaks Trio's rules ends alone
-            self.report(error)
+        except BaseException as error:
+            own, rest = split(error)
+            if own is not None:
+                self.report(own)
+            if rest is not None:
+                raise rest from None
         finally:
             self._fail(None)  # nothing but the end of the engine itself comes here with an open transport
             try:
-                await trio.aclose_forcefully(self._stream)
+                await close_stream(self._stream)
             finally:
                 self._running = False
                 self._turns.note_release()
@@ -114,6 +123,9 @@ class StreamTransport(Transport):
         self._at_end = True
         self._report_end()
 
+    def _read_out(self) -> None:
+        """The reading pump does it."""
+
     @trio.lowlevel.enable_ki_protection
     async def _write_pump(self) -> None:
         while True:
@@ -132,7 +144,7 @@ class StreamTransport(Transport):
             try:
                 await self._send_pieces(memoryview(data))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._fail(error)
+                self._write_failed(error)
                 return
             self.blocked = False
 
@@ -200,6 +212,27 @@ class StreamTransport(Transport):
     def _release(self) -> None:
         self._forget()
         self._scope.cancel()
+
+
+def split(error: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """What of `error` is an `Exception`, and what has to pass (Cancelled and its like)."""
+    own = select(error, lambda leaf: is_a(leaf, Exception))
+    return cast("Exception | None", own), select(error, lambda leaf: not is_a(leaf, Exception))
+
+
+async def close_stream(stream: trio.abc.AsyncResource) -> None:
+    """Close a stream or a listener at once. One that raises has to be forgotten all the same.
+
+    Cancellation: closes it; what must pass does so afterwards.
+    """
+    try:
+        await trio.aclose_forcefully(stream)
+    except BaseException as error:
+        own, rest = split(error)
+        if own is not None:
+            log.error("%s has raised when it was closed", class_name(stream), exc_info=own)
+        if rest is not None:
+            raise rest from None
 
 
 def addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
+from typing import Protocol
 
 import trio
 
@@ -20,17 +21,25 @@ _PURGE_AT = 1024
 """Below so many entries, stale ones are not worth a search."""
 
 
+class Owner(Protocol):
+    """Whose timer it is."""
+
+    def report(self, error: Exception) -> None:
+        """Take an exception that nobody expects; it must cost the owner alone."""
+
+
 class Timer:
     """One connection's next deadline.
 
-    `callback(now)` runs at the deadline and returns the next one, or `None`. It must not raise.
+    `callback(now)` runs at the deadline and returns the next one, or `None`. What it raises goes to `owner`.
     """
 
-    __slots__ = ("_callback", "_timers", "deadline")
+    __slots__ = ("_callback", "_owner", "_timers", "deadline")
 
-    def __init__(self, timers: Timers, callback: Callable[[float], float | None]) -> None:
+    def __init__(self, timers: Timers, callback: Callable[[float], float | None], owner: Owner) -> None:
         self._timers = timers
         self._callback: Callable[[float], float | None] | None = callback
+        self._owner: Owner | None = owner
         self.deadline = math.inf
 
     def arm(self, deadline: float) -> None:
@@ -40,8 +49,8 @@ class Timer:
             self._timers.push(self)
 
     def cancel(self) -> None:
-        """Never fire again, and let go of the callback."""
-        self._callback = None
+        """Never fire again, and let go of the callback and the owner."""
+        self._callback = self._owner = None
         if self.deadline != math.inf:
             self.deadline = math.inf
             self._timers.note_stale()
@@ -49,10 +58,15 @@ class Timer:
     def fire(self, now: float) -> None:
         """Called by `Timers` when the deadline has come; a timer that was cancelled has none."""
         self.deadline = math.inf
+        owner = self._owner
         assert self._callback is not None
-        following = self._callback(now)
-        if following is not None:
-            self.arm(following)
+        assert owner is not None
+        try:
+            following = self._callback(now)
+            if following is not None:
+                self.arm(following)
+        except Exception as error:
+            owner.report(error)
 
 
 class Timers:

@@ -1,10 +1,19 @@
-"""TLS over a socket of the poller, without tasks of its own.
+"""TLS over a socket of the poller, or over a stream, without tasks of its own.
 
 `ssl.SSLObject` with two memory buffers does for TLS what the protocol layer does for WebSocket: bytes in, bytes out, no
 waiting. So this transport stands between the socket below and the receiver above. From the socket it gets records, and
 feeds what they hold; what it is given to write leaves as records. It can also do what a stream over TLS cannot: end its
 direction with `close_notify` and the end of the TCP stream, and still read, so that the last frames are not destroyed
 by a reset.
+
+Order. What was decrypted is fed before anything that came behind it is acted upon, as over TCP: `close_notify`, the end
+of the stream, and a record that cannot be decrypted wait until the receiver has got through and reading is not paused.
+
+TLS talks, too. A peer of TLS 1.2 may renegotiate; then nothing can be encrypted until it has answered, and the piece
+that was to be encrypted waits, and everything behind it. A peer of TLS 1.3 may have the keys changed and ask for the
+same in return. These records carry nothing, and cost work and answers. So one turn works on a part of them only
+(`_PART`), a peer that sends many of them in a row is read slowly (`_BARREN`) and in the end no more (`_MOST_BARREN`),
+and nothing is read while many answers wait for the peer (`_MOST_ANSWERS`).
 """
 
 from __future__ import annotations
@@ -14,9 +23,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .base import READ_SIZE, Transport, TurnQueue, count_small
+from .timers import Timer
 
 if TYPE_CHECKING:
-    from .poller import SocketTransport
     from .timers import Timers
 
 __all__ = ["TLSTransport"]
@@ -24,23 +33,61 @@ __all__ = ["TLSTransport"]
 _ALERT_LINGER = 1.0
 """Seconds for a peer whose TLS is refused to read the alert."""
 
+_PART = 17 * 1024
+"""Bytes of records that are decrypted before it is asked what they held. The largest record is a little smaller, so a
+part of a stream of data always completes one."""
+
+_DENSE = 7 / 8
+"""A part that holds less data than this is enough for a turn: the rest of it may be what costs most, key updates."""
+
+_WORTH = 8
+"""Bytes of records that one byte of data may bring along. Of a message of no more than a byte, it is about five."""
+
+_BARREN = 64 * 1024
+"""Bytes of records without data, beyond which there is a rest after each part. An honest peer has that many in a
+renegotiation with very long chains of certificates, if ever."""
+
+_REST = 0.1
+"""Seconds; a part full of key updates takes about a tenth of it."""
+
+_MOST_BARREN = 1024 * 1024
+"""Bytes of records without data, beyond which the peer is given up: about 40,000 key updates."""
+
+_MOST_ANSWERS = 16 * 1024
+"""Bytes of records of TLS's own that wait for the peer, beyond which nothing is read from it: about 600 key updates."""
+
 
 class TLSTransport(Transport):
-    """TLS over a `SocketTransport`, whose receiver it is.
+    """TLS over another transport, whose receiver it is.
 
     Args:
-      lower: the socket.
+      lower: the socket or stream.
       context: what to speak.
       turns: the engine's.
       timers: the engine's.
       server_hostname: for a client, whom it wants to talk to; `None` for a server.
     """
 
-    __slots__ = ("_incoming", "_lower", "_outgoing", "_ready", "_tls")
+    __slots__ = (
+        "_answers",
+        "_at_end",
+        "_barren",
+        "_end_told",
+        "_fault",
+        "_incoming",
+        "_lower",
+        "_outgoing",
+        "_piece",
+        "_plain",
+        "_ready",
+        "_records",
+        "_resting",
+        "_tls",
+    )
 
     def __init__(
         self,
-        lower: SocketTransport,
+        lower: Transport,
         context: ssl.SSLContext,
         turns: TurnQueue,
         timers: Timers,
@@ -55,35 +102,134 @@ class TLSTransport(Transport):
             self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
         )
         self._ready = False
+        self._records = b""  # read, but not yet decrypted
+        self._plain = b""  # decrypted, but not yet fed
+        self._at_end = False  # the peer has ended its direction, with or without `close_notify`
+        self._end_told = False
+        self._fault: ssl.SSLError | None = None  # the peer's TLS cannot be understood
+        self._piece: bytes | bytearray | memoryview | None = None  # to be encrypted when a renegotiation is over
+        self._answers: int = 0  # of the bytes that wait below, so many TLS has said by itself
+        self._barren: int = 0  # bytes of records without data; see `_WORTH`
+        self._resting: Timer | None = None  # until it fires, nothing is read
 
     def start(self) -> None:
         self._lower.start()
-        if not self._tls.server_side:  # it is for the client to begin
+        if not self._tls.server_side and not self.closed:  # it is for the client to begin
             try:
                 self._shake_hands()
             except ssl.SSLError as error:
                 self._give_up(error)
+            except Exception as error:
+                self.report(error)
 
     # From the socket
 
     def _on_data(self, data: bytes) -> None:
         """Take records."""
-        self._incoming.write(data)
+        if self._at_end or self._fault is not None:
+            return  # behind the end there is nothing
+        if self._records:
+            data = self._records + data
+            self._records = b""
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Decrypt records, as many as one turn is for, and go on with what they held."""
+        pieces: list[bytes] = []
+        if len(data) <= _PART:
+            self._open(data, pieces)
+        else:
+            for start in range(0, len(data), _PART):
+                if not self._open(data[start : start + _PART], pieces):
+                    if self._fault is None and not self._at_end:
+                        self._records = data[start + _PART :]
+                    break
+        waited = self._piece is not None
+        self._send_records(answer=True)
+        if self._fault is not None:
+            self._write_failed(self._fault)
+        elif waited:
+            self.flush()
+            if self._piece is None and not self.closed:
+                self.receiver._on_drained()
+        if self.closed:
+            return
+        if pieces:
+            pieces.insert(0, self._plain)
+            self._plain = b"".join(pieces)
+        self._go_on()
+
+    def _open(self, part: bytes, pieces: list[bytes]) -> bool:
+        """Append to `pieces` what the records of `part` hold; `False` if this is enough for one turn."""
+        found = 0
+        shaking = not self._ready
+        self._incoming.write(part)
         try:
-            if not self._ready and not self._shake_hands():
-                return
-            plain, ended = self._decrypt()
+            if shaking and not self._shake_hands():
+                return True
+            while self._incoming.pending or self._tls.pending():
+                piece = self._tls.read(READ_SIZE)
+                if not piece:
+                    self._at_end = True
+                    return False
+                pieces.append(piece)
+                found += len(piece)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._at_end = True
+            return False
         except ssl.SSLError as error:
-            self._give_up(error)
-            return
-        self._send_records()  # a key update, or a session ticket
-        if plain and not self._feed(plain):
-            return
-        if ended:
-            self._on_eof()
-        elif self.more and not self.closed:
-            # Nothing must come up before the receiver has worked through what it has.
+            self._fault = error
+            return False
+        if not shaking:
+            self._barren = max(0, self._barren + len(part) - _WORTH * found)
+            if self._barren > _BARREN:
+                self._rest()
+        return found >= len(part) * _DENSE
+
+    def _rest(self) -> None:
+        """The peer sends what is nothing but work: do less of it, and in the end none."""
+        if self._barren > _MOST_BARREN:
+            self._fault = ssl.SSLError(ssl.SSL_ERROR_SSL, f"{self._barren} bytes of TLS records held nearly no data")
+        elif self._resting is None:
+            self._resting = Timer(self._timers, self._rested, self)
+            self._resting.arm(self._timers.tick() + _REST)
+
+    def _rested(self, now: float) -> None:
+        self._resting = None
+        if not self.closed:
+            self.ask_for_turn()
+
+    def _go_on(self) -> None:
+        """Feed what is decrypted, and when the receiver has got through that, act on what came behind it."""
+        if self._plain and not self.paused and not self.more:
+            plain, self._plain = self._plain, b""
+            if not self._feed(plain):
+                return
+        if self._records:
+            if self._resting is None:
+                self.ask_for_turn()
+        elif (self._at_end or self._fault is not None) and not (self._plain or self.paused or self.more):
+            if self._fault is not None:
+                self._give_up(self._fault)
+                return
+            if not self._end_told:
+                self._end_told = True
+                self._report_end()
+        if not self.closed:
+            self._steer()
+
+    def _steer(self) -> None:
+        """Have the socket read, or not. Nothing must come up before the receiver has worked through what it has."""
+        if self._piece is None:
+            wait = self.paused or self.more or bool(self._records) or bool(self._plain)
+        else:  # what the peer has to say first is read although nobody takes its messages
+            wait = bool(self._records) or len(self._plain) > READ_SIZE
+        if wait or self._resting is not None or self._answers > _MOST_ANSWERS:
             self._lower.pause()
+        elif self._lower.paused:
+            self._lower.resume()
 
     def _give_up(self, error: ssl.SSLError) -> None:
         """The peer does not speak TLS, or not a kind that both sides know. It gets the alert that says so."""
@@ -106,26 +252,25 @@ class TLSTransport(Transport):
             self.flush()
         return True
 
-    def _decrypt(self) -> tuple[bytes, bool]:
-        """What the records hold, and whether the peer has ended its direction."""
-        pieces: list[bytes] = []
-        while self._incoming.pending or self._tls.pending():
-            try:
-                piece = self._tls.read(READ_SIZE)
-            except ssl.SSLWantReadError:
-                break
-            if not piece:
-                return b"".join(pieces), True
-            pieces.append(piece)
-        return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), False
-
     def _on_eof(self) -> None:
         """The peer has ended its direction, with or without `close_notify`."""
-        self._report_end()
+        self._at_end = True
+        self._go_on()
 
     def _on_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
         self._fail(error)
+
+    def _on_broken(self, error: Exception) -> None:
+        """The socket takes nothing more; what it has got is still read."""
+        self._write_failed(error)
+
+    def _read_out(self) -> None:
+        """The socket does it."""
+
+    def _write_failed(self, error: Exception) -> None:
+        self._piece = None
+        super()._write_failed(error)
 
     def _on_stalled(self) -> None:
         """The peer does not read."""
@@ -138,6 +283,8 @@ class TLSTransport(Transport):
         self.flush()
         if not self.closed:
             self.receiver._on_drained()
+        if not self.closed:
+            self._steer()
 
     # To the socket
 
@@ -149,10 +296,11 @@ class TLSTransport(Transport):
             return
         # Piece by piece, and no further than the socket takes: what waits is not kept a second time as records, and the
         # buffer between would never again be smaller than what once went through it.
-        while self._out and not self.blocked:
-            self._tls.write(self._take_piece())
-            self._send_records()
-        if not self._out and self._closing is not None and not self.closed:
+        while (self._out or self._piece is not None) and not self._lower.blocked:
+            piece, self._piece = self._piece, None
+            if not self._seal(self._take_piece() if piece is None else piece):
+                return
+        if self._closing is not None and not self.closed and not self._out and self._piece is None:
             self._flushed_for_close()
 
     def _take_piece(self) -> bytes | bytearray | memoryview:
@@ -166,48 +314,85 @@ class TLSTransport(Transport):
         del out[:count]
         return data
 
-    def _send_records(self) -> None:
+    def _seal(self, piece: bytes | bytearray | memoryview) -> bool:
+        """Make records of `piece`; `False` if that cannot be done now, or not any more."""
+        try:
+            self._tls.write(piece)
+        except ssl.SSLWantReadError:
+            # A renegotiation: the peer has to say something first. OpenSSL wants the very same piece again then.
+            self._piece = piece
+            self._send_records(answer=True)
+            if self._piece is not None:  # else that has found the connection broken
+                self.receiver._on_stalled()
+                self._steer()
+            return False
+        except ssl.SSLError as error:
+            self._write_failed(error)
+            return False
+        self._send_records()
+        return True
+
+    def _send_records(self, *, answer: bool = False) -> None:
+        """Hand down what is encrypted; with `answer`, TLS itself has said it."""
         lower = self._lower
         if self._outgoing.pending:
+            records = self._outgoing.read()
             corked, lower.corked = lower.corked, True
-            lower.write(self._outgoing.read())
+            lower.write(records)
             lower.corked = corked
             lower.flush()
+            if answer:
+                self._answers += len(records)
         if not self.closed:
             self._look_below()
 
     def _look_below(self) -> None:
-        self.blocked = self._lower.blocked
-        self.bytes_sent = self._lower.bytes_sent
-        self.buffered = self._lower.buffered + sum(map(len, self._out))
+        lower = self._lower
+        waiting = 0 if self._piece is None else len(self._piece)
+        self.blocked = lower.blocked or self._piece is not None
+        self.bytes_sent = lower.bytes_sent
+        self.buffered = lower.buffered + sum(map(len, self._out)) + waiting
+        if self._answers > lower.buffered:
+            self._answers = lower.buffered
 
     def turn(self) -> None:
         super().turn()
-        if self.closed or self.paused:
+        if self.closed:
             return
-        if self.more:
+        if self.more and not self.paused:
             self.more = False
-            if not self._feed(b"") or self.more or self.paused:
+            if not self._feed(b""):
                 return
-        self._lower.resume()
+        if self._may_take():
+            records, self._records = self._records, b""
+            self._take(records)
+        else:
+            self._go_on()
+
+    def _may_take(self) -> bool:
+        """Whether it is time for records that were left from an earlier turn."""
+        if not self._records or self._resting is not None:
+            return False
+        return self._piece is not None or not (self.more or self.paused)
 
     def limit_unsent(self, size: int | None) -> None:
         self._lower.limit_unsent(size)
 
     def pause(self) -> None:
         super().pause()
-        self._lower.pause()
+        self._steer()
 
     def resume(self) -> None:
         super().resume()
-        if self.more:
-            self.ask_for_turn()
-        else:
-            self._lower.resume()
+        # By way of a turn: whoever says this is in the middle of its own work, and must not be fed there.
+        self.ask_for_turn()
 
     # The end
 
     def _flushed_for_close(self) -> None:
+        if self._piece is not None:
+            self.flush()
+            return
         if self._ready:
             with suppress(ssl.SSLError):  # our close_notify is in the buffer then; the peer's is not waited for
                 self._tls.unwrap()
@@ -219,7 +404,7 @@ class TLSTransport(Transport):
     @property
     def released(self) -> bool:
         """Whether the socket is closed; it may outlive this layer, to linger."""
-        return self._lower.closed
+        return self._lower.released
 
     def abort(self) -> None:
         self._release()
