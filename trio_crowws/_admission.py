@@ -27,6 +27,7 @@ from ._session.calling import call_plain
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.lifecycle import live
 from ._session.opening import Opening
+from ._session.tasks import sort_out
 from ._upgrade import PLAINLY, SHUTTING_DOWN, Decider, Undecided, Upgrade, internal_error, open_connection, produce
 from .errors import HandshakeError
 
@@ -175,15 +176,14 @@ class Admission:
     async def _answer(self, opening: Opening, request: Request, route: HTTPRoute) -> None:
         try:
             outcome = await self._decider.decide(opening, request, None)
-            response = outcome if isinstance(outcome, Reject) else await produce(self._decider, opening, request, route)
-            opening.respond(response)
+            if isinstance(outcome, Reject):
+                opening.respond(outcome)
+            else:
+                opening.respond(await produce(self._decider, opening, request, route))
         except Undecided as undecided:
             opening.refuse(undecided.error)
-        except Exception as error:
-            opening.refuse(_internal_error(request, error))
-        except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
-            opening.refuse(SHUTTING_DOWN)
-            raise
+        except BaseException as error:
+            _give_up(opening, request, error)
         finally:
             self._task_ended()
 
@@ -209,7 +209,7 @@ class Admission:
             outcome = await self._decider.decide(opening, request, callbacks.accept)
             if opening.answered:  # the peer has gone meanwhile, and nothing more would be heard of its transport
                 return None
-            if not isinstance(outcome, Reject):
+            if isinstance(outcome, Accept):
                 return self._open(upgrade._replace(callbacks=callbacks), outcome)
             opening.respond(outcome)
             log.info("refused %s for %s with %d", place(request.remote_address), quoted(request.path), outcome.status)
@@ -217,11 +217,8 @@ class Admission:
             opening.refuse(undecided.error)
         except HandshakeError as error:
             opening.refuse(error)
-        except Exception as error:
-            opening.refuse(_internal_error(request, error))
-        except BaseException:  # cancelled, or the program is being interrupted; the peer hears of it all the same
-            opening.refuse(SHUTTING_DOWN)
-            raise
+        except BaseException as error:
+            _give_up(opening, request, error)
         self._site._tally.refused += 1
         return None
 
@@ -264,6 +261,17 @@ class Membership:
         """The connection has ended: out of all rooms and lists."""
         self._admission.connections.discard(self._conn)
         self._site._leave(self._conn, self._route)
+
+
+def _give_up(opening: Opening, request: Request, error: BaseException) -> None:
+    """The application has raised: the peer hears of it, and what must pass is raised."""
+    own, rest = sort_out(None, error)
+    opening.refuse(SHUTTING_DOWN if own is None else _internal_error(request, own))
+    try:
+        if rest is not None:  # cancelled, or the program is being interrupted
+            raise rest
+    finally:
+        del own, rest, error  # the last one refers to this frame, and so to itself
 
 
 def _internal_error(request: Request, error: Exception) -> HandshakeError:

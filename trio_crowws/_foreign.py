@@ -18,13 +18,15 @@ import operator
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType, TracebackType
-from typing import Final
+from typing import Final, TypeGuard, TypeVar
 
 __all__ = [
     "cause_of",
     "class_name",
+    "consists_of",
     "context_of",
     "describe",
+    "divisible",
     "explain",
     "is_a",
     "is_awaitable",
@@ -40,6 +42,8 @@ __all__ = [
     "traceback_of",
     "unwrap",
 ]
+
+T = TypeVar("T")
 
 _SHORT: Final = 200
 """Characters, escapes included, of what a peer sent."""
@@ -62,15 +66,14 @@ _members: Callable[[BaseException], tuple[BaseException, ...]] = BaseExceptionGr
 # Text
 
 
-def quoted(text: str) -> str:
-    """What a peer sent, for a log line or a message: in quotes, as ASCII, and at most some 200 characters long."""
-    if len(text) <= _SHORT and text.isascii() and text.isprintable():
+def quoted(text: str, limit: int = _SHORT) -> str:
+    """What a peer sent, for a log line or a message: in quotes, as ASCII, cut to `limit` characters with the escapes."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
         return ascii(text)
-    room = _SHORT
     for number, char in enumerate(text):
-        room -= len(ascii(char)) - 2
-        if room < 0:
-            return ascii(text[:number]) + "..."
+        limit -= len(ascii(char)) - 2
+        if limit < 0:
+            return ascii(text[:number] + "...")
     return ascii(text)
 
 
@@ -151,7 +154,7 @@ def plain(text: str, limit: int = _LONG) -> str:
 # Kinds
 
 
-def is_a(value: object, kind: type) -> bool:
+def is_a(value: object, kind: type[T]) -> TypeGuard[T]:
     """`isinstance`, for what `value` really is: an object may claim another class, or raise when it is asked."""
     return issubclass(type(value), kind)
 
@@ -206,6 +209,11 @@ def leaves_of(error: BaseException) -> list[BaseException]:
     return [each for each in found.values() if not is_a(each, BaseExceptionGroup)]
 
 
+def consists_of(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an exception is of that kind, or a group of nothing else."""
+    return all(is_a(leaf, kind) for leaf in leaves_of(error))
+
+
 def select(error: BaseException, wanted: Callable[[BaseException], bool]) -> BaseException | None:
     """What of `error` is `wanted`: the leaves of groups are asked about one by one.
 
@@ -220,6 +228,13 @@ def select(error: BaseException, wanted: Callable[[BaseException], bool]) -> Bas
         return _part(error, {id(leaf) for leaf in chosen}, all(is_a(leaf, Exception) for leaf in chosen))
     except Exception:  # nested too deeply, or memory is short
         return chosen[0] if len(chosen) == 1 else BaseExceptionGroup("several exceptions", chosen)
+
+
+def divisible(error: BaseException) -> BaseException:
+    """`error`, but as plain groups if it is one of several kinds: a cancel scope splits those."""
+    whole = select(error, lambda leaf: True)
+    assert whole is not None
+    return whole
 
 
 def _part(error: BaseException, wanted: set[int], plain: bool) -> BaseException | None:
@@ -252,6 +267,7 @@ def _derive(error: BaseException, kept: list[BaseException]) -> BaseException:
 
 def _dressed(made: BaseException, error: BaseException) -> BaseException:
     """`made`, a part of `error`, with the same history."""
-    made.__traceback__, made.__cause__, made.__context__ = _traceback(error), _cause(error), _context(error)
-    made.__suppress_context__ = _suppress(error)
+    for name in ("__traceback__", "__cause__", "__context__", "__suppress_context__"):
+        field = BaseException.__dict__[name]  # a class of the application's may refuse to have its attributes set
+        field.__set__(made, field.__get__(error))
     return made

@@ -23,7 +23,7 @@ import trio
 
 from ._admission import Admission
 from ._closeinfo import check_close
-from ._foreign import cause_of, describe, explain, unwrap
+from ._foreign import cause_of, describe, explain, is_a, unwrap
 from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
 from ._log import log
 from ._session.ending import SHUTDOWN_HANDLER_GRACE
@@ -302,18 +302,29 @@ class Server:
 
     @trio.lowlevel.enable_ki_protection
     async def _accept_streams(self, listener: trio.abc.Listener[Any]) -> None:
+        """Accept for ever. A listener of the application's own that fails costs nothing but what it does not accept."""
+        failed = False
         try:
             while True:
                 try:
                     stream = await listener.accept()
-                except OSError as error:
-                    log.error("cannot accept on %s: %s; trying again", describe(listener), explain(error))
+                except trio.ClosedResourceError:
+                    log.error("nothing more is accepted on %s, which is closed", describe(listener))
+                    return
+                except Exception as error:
+                    if not failed:  # it may last for hours, and ten lines a second would fill the disk
+                        reason = None if is_a(error, OSError) else error
+                        log.error(
+                            "cannot accept on %s: %s; trying again", describe(listener), explain(error), exc_info=reason
+                        )
+                    failed = True
                     await trio.sleep(EXHAUSTED_PAUSE)
                     continue
+                failed = False
                 try:
                     self._begin_stream(stream, None, None)
-                except Exception as error:  # it costs this one peer
-                    log.error("internal error; an accepted stream is dropped", exc_info=error)
+                except Exception as error:  # it cannot even be looked at; that costs this one peer
+                    log.error("cannot serve a stream: %s", describe(error), exc_info=error)
                     await close_stream(stream)
         finally:
             await close_stream(listener)

@@ -5,7 +5,7 @@ A request gets exactly one answer. There is one place that writes a 101, and it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
@@ -108,7 +108,7 @@ class Decider:
         outcome: Accept | Reject = PLAINLY
         for callback in self._site._middlewares:
             outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
-            if isinstance(outcome, Reject):
+            if is_a(outcome, Reject):
                 return outcome
         if accept is not None:
             outcome = _interpret(await self.ask(opening, request, accept), may_accept=True)
@@ -127,7 +127,7 @@ class Decider:
             except Reject as reject:
                 return reject
             except BaseException as error:
-                own, rest = sort_out("", error)
+                own, rest = sort_out(None, error)
                 if own is not None and is_a(own, Reject):
                     return own
                 if own is not None:
@@ -148,7 +148,7 @@ def _interpret(outcome: object, *, may_accept: bool) -> Accept | Reject:
     if outcome is False:
         return Reject(403, "forbidden\n")
     if is_a(outcome, Reject) or (may_accept and is_a(outcome, Accept)):
-        return cast("Accept | Reject", outcome)
+        return outcome
     allowed = "None, True, False, Accept or Reject" if may_accept else "None, True, False or Reject"
     callback = "on_accept" if may_accept else "a middleware"
     log.error("%s returned %s; it must be %s", callback, describe(outcome), allowed)

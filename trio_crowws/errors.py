@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._closeinfo import CloseInfo
 from ._copying import reduce_error
+from ._foreign import quoted, text_of
 
 if TYPE_CHECKING:
     from ._protocol.answer import ServerResponse
@@ -170,10 +171,12 @@ class ConnectionClosed(CrowWSError):
         info = self.info
         text = f"closed with {info.code}"
         if info.reason:
-            text += f" {info.reason!r}"
+            text += f" {quoted(info.reason)}"
         text += f" by the {info.initiator} side"
+        if info.error is None:
+            return text
         # The peer is often told what the error says, and nobody needs that twice.
-        return text if info.error is None or str(info.error) == info.reason else f"{text}: {info.error}"
+        return text if (said := text_of(info.error)) == info.reason else f"{text}: {said}"
 
 
 class ConnectionClosedOK(ConnectionClosed):

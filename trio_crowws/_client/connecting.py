@@ -130,7 +130,8 @@ class Connecting:
             return
         try:
             instead = await leave(conn, error)
-            patience = _PARTING_CANCELLED if isinstance(error or instead, trio.Cancelled) else _PARTING
+            left_by = instead if error is None else error
+            patience = _PARTING_CANCELLED if isinstance(left_by, trio.Cancelled) else _PARTING
             await shared.engine.wait_released(conn._transport, trio.current_time() + patience)
         finally:
             await shared.leave()

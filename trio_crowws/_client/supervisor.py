@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import trio
 
 from .._closeinfo import CloseCode, CloseInfo
-from .._foreign import is_a, leaves_of, name_of, quoted, quoted_text
+from .._foreign import consists_of, divisible, is_a, name_of, quoted, quoted_text
 from .._log import log
 from .._protocol.url import parse_url
 from .._session.calling import call_plain, run_unprotected, tell
@@ -42,6 +42,7 @@ from ..errors import (
     ConnectionClosedOK,
     ConnectionLost,
     CrowWSError,
+    InvalidHandshake,
     InvalidURL,
     ProxyError,
     Rejected,
@@ -262,7 +263,7 @@ class _Link(Generic[T]):
                 raise error
             delay = self._delay_after(error)
             self.tell(LinkPhase.WAITING, delay=delay, error=error)
-            log.info("connecting to %s again in %.1f s: %s", _place(self._url), delay, quoted_text(error))
+            log.info("connecting to %s again in %.1f s: %s", _place(self._url), delay, _reason(error))
             self._failures += 1
             await trio.sleep(delay)
 
@@ -297,14 +298,20 @@ class _Link(Generic[T]):
                 # Whatever it raises is caught in here, so that the nursery does not put a group around it.
                 try:
                     with scope:
-                        done = _Done(await run_unprotected(self._handler, conn), conn.is_open)
+                        try:
+                            done = _Done(await run_unprotected(self._handler, conn), conn.is_open)
+                        except BaseExceptionGroup as group:
+                            # The scope would split it, which runs code of its own, so one of errors goes round it.
+                            if not consists_of(group, Exception):
+                                raise divisible(group) from None
+                            failure = None if sort_out(conn.id, group)[0] is None else group
                 except BaseException as error:
                     own, rest = sort_out(conn.id, error)
                     failure = rest if own is None else error
                 nursery.cancel_scope.cancel()
         except BaseException as error:
             # A scope around all of this was cancelled. What the handler raised meanwhile counts more.
-            if failure is None or not _is_cancellation(error):
+            if failure is None or not consists_of(error, trio.Cancelled):
                 raise
         if failure is None:
             return done
@@ -338,9 +345,9 @@ async def _cancel_late(conn: Connection, scope: trio.CancelScope, grace: float) 
     scope.cancel()
 
 
-def _is_cancellation(error: BaseException) -> bool:
-    """Whether it is that and nothing else, by itself or in groups."""
-    return all(is_a(leaf, trio.Cancelled) for leaf in leaves_of(error))
+def _reason(error: Exception) -> str:
+    """Why there is no connection, for the log: what headers the server has sent has no business there."""
+    return quoted(str(error).partition(":")[0]) if is_a(error, InvalidHandshake) else quoted_text(error)
 
 
 def _place(url: str) -> str:

@@ -25,6 +25,7 @@ import h11
 from wsproto.utilities import generate_accept_token
 
 from .._deflate import Deflate
+from .._foreign import quoted
 from ..errors import HandshakeError, InvalidHandshake
 from .deflate_offer import Agreement, check_answer, make_offer
 from .request import Headers, split_list
@@ -323,4 +324,4 @@ def _wrong(headers: Headers, name: str, why: str = "") -> InvalidHandshake:
 
 def shown(value: str) -> str:
     """A foreign value for an error or a log: in quotes, escaped, and not long."""
-    return ascii(value if len(value) <= _SHOWN else value[:_SHOWN] + "...")
+    return quoted(value, _SHOWN)

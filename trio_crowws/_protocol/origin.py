@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from .._foreign import quoted
 from ..errors import HandshakeError
 from .request import Request
 
@@ -28,7 +29,6 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _SECURE: Final = frozenset({"https", "wss"})
 _HOSTLESS: Final = {"null": "null", "file://": "file://", "file:///": "file://"}
 _WILDCARD: Final = "*."
-_SHOWN: Final = 100  # characters of a refused origin that go into the message
 
 
 class _Origin(NamedTuple):
@@ -66,8 +66,8 @@ def check_origin(policy: OriginPolicy, request: Request) -> None:
             return
         allowed = len(origins) == 1 and _matches(policy, origins[0], request)
     if not allowed:
-        shown = request.origin and request.origin[:_SHOWN]
-        raise HandshakeError(403, f"origin {shown!a} is not allowed")
+        shown = None if request.origin is None else quoted(request.origin)
+        raise HandshakeError(403, f"origin {shown} is not allowed")
 
 
 def _matches(policy: str | Sequence[str], text: str, request: Request) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, final, overload
 from urllib.parse import parse_qsl, unquote
 
+from .._foreign import place, quoted
+
 __all__ = ["Headers", "Query", "Request", "split_list"]
 
 T = TypeVar("T")
@@ -160,7 +162,7 @@ class Request:
 
     def __repr__(self) -> str:
         # No query and no headers: they carry secrets, and this ends up in logs.
-        return f"<Request {self.method} {self.path!r} from {self.remote_address}>"
+        return f"<Request {self.method} {quoted(self.path)} from {place(self.remote_address)}>"
 
     @property
     def headers(self) -> Headers:

@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote, urljoin
 
 import idna
 
+from .._foreign import quoted
 from ..errors import InvalidURL
 
 __all__ = ["Proxy", "Target", "parse_proxy", "parse_url", "redirected"]
@@ -234,7 +235,7 @@ def _plain(url: str) -> str:
     at sign.
     """
     shown = re.sub(r"\?.*", "?...", _SECRET.sub(r"\1...@", url), flags=re.DOTALL)
-    return ascii(shown if len(shown) <= 200 else shown[:200] + "...")
+    return quoted(shown)
 
 
 def _parse_unix(url: str, authority: str, rest: str) -> Target:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import trio
 
 from .._closeinfo import CloseInfo, check_close_frame
+from .._foreign import place, quoted
 from .._protocol.closing import Event, Phase
 from ..errors import ConnectionClosedOK
 from .ending import State
@@ -89,7 +90,8 @@ class Connection(Receiving):
 
     def __repr__(self) -> str:
         way = "to" if self._client else "from"
-        return f"<Connection {self.id} {self.request.path!r} {way} {self.remote_address} {self.state.value}>"
+        path, address = quoted(self.request.path), place(self.remote_address)
+        return f"<Connection {self.id} {path} {way} {address} {self.state.value}>"
 
     # What is known about it
 
@@ -312,10 +314,10 @@ class Connection(Receiving):
 
     def _child_failed(self, error: Exception) -> None:
         """A task of `start_soon` has raised: the handler is cancelled, and the connection ends with 1011."""
-        if not self._client:  # there it leaves the block in the end
-            log_failure(self, "a task", error)
         self._fail(error)
         self._scope.cancel()
+        if not self._client:  # there it leaves the block in the end
+            log_failure(self, "a task", error)
 
     @property
     def _task_failure(self) -> Exception | None:

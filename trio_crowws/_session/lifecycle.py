@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from .._foreign import explain, place, quoted
+from .._foreign import consists_of, explain, place, quoted
 from .._log import log
 from .calling import Call
-from .tasks import log_failure, sort_out
+from .tasks import log_failure, sift, sort_out
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -75,19 +76,24 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
                 del early_data
                 session = conn._callbacks.session
                 first = session or conn._callbacks.open
-                if first is not None:
-                    beginning = Call(first, conn)
-                    try:
-                        await beginning.run()
-                    finally:
-                        entered = beginning.entered
-                        del beginning
-                entered = True
-                if session is None:
-                    await conn._run_callbacks()
-            finished = True
+                try:
+                    if first is not None:
+                        beginning = Call(first, conn)
+                        try:
+                            await beginning.run()
+                        finally:
+                            entered = beginning.entered
+                            del beginning
+                    entered = True
+                    if session is None:
+                        await conn._run_callbacks()
+                    finished = True
+                except BaseException as error:  # before the scope sees it; see `sift`
+                    sift(conn.id, error, conn._handler_failed)
+            else:
+                finished = True
     except BaseException as error:
-        pending = _handler_raised(conn, error)
+        pending = error
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:
         log.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     conn._finish(1000 if finished else 1001)
@@ -126,15 +132,6 @@ async def leave(conn: Connection, error: BaseException | None) -> BaseException 
     return None
 
 
-def _handler_raised(conn: Connection, error: BaseException) -> BaseException | None:
-    """Fail the connection if the error is the application's own; return what must be raised again in the end."""
-    own, pending = sort_out(conn.id, error)
-    if own is not None:
-        log_failure(conn, "the handler", own)
-        conn._fail(own)
-    return pending
-
-
 async def _end(conn: Connection, listed: Listed | None, pending: BaseException | None, *, entered: bool) -> None:
     """The four steps after the handler; the last two only for a connection that was opened, and so is listed.
 
@@ -158,7 +155,7 @@ async def _end(conn: Connection, listed: Listed | None, pending: BaseException |
 
 def _weightier(one: BaseException | None, other: BaseException) -> BaseException:
     """Which of two has to go on: a cancellation comes again where it matters, KeyboardInterrupt and its like do not."""
-    return other if one is None or BaseExceptionGroup("", [one]).split(trio.Cancelled)[1] is None else one
+    return other if one is None or consists_of(one, trio.Cancelled) else one
 
 
 async def _close(conn: Connection, pending: BaseException | None) -> BaseException | None:
@@ -207,8 +204,8 @@ async def _call_last(conn: Connection, name: str, callback: Callback, argument: 
                 await last.run()
             except KeyboardInterrupt as error:  # it is kept aside if the callback has not heard of it
                 interrupt = error
-            except Exception as error:
-                log_failure(conn, name, error)
+            except BaseException as error:  # before the scope sees it; see `sift`
+                sift(None, error, partial(log_failure, conn, name))
             finally:
                 entered = last.entered
     if interrupt is not None:

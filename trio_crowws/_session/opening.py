@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .._foreign import explain, place, quoted, quoted_text, text_of
+from .._foreign import describe, explain, place, quoted, quoted_text, text_of
 from .._log import log
 from .._protocol.handshake import RequestReader, http_response
 from .._transport.timers import Timer
@@ -104,20 +104,30 @@ class Opening:
         """Answer with the status of `error` and close."""
         if self.answered:
             return
-        body = f"{text_of(error)}\n".encode("ascii")
-        headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
-        self._answer(error.status, headers, body)
+        try:
+            answer = self._as_answer(error)
+        except Exception as wrong:  # the application has raised it, with what cannot be sent
+            log.error("cannot answer with %s: %s", describe(error), describe(wrong))
+            error = HandshakeError(500, "internal server error")
+            answer = self._as_answer(error)
+        self._send(answer)
         path = "-" if self._request is None else quoted(self._request.path)
         address = place(self.transport.remote_address)
         log.info("refused %s for %s with %d: %s", address, path, error.status, quoted_text(error))
 
     def respond(self, response: Response) -> None:
         """Answer with `response` and close."""
-        self._answer(response.status, response.headers, response.body)
+        self._send(self._render(response.status, response.headers, response.body))
 
-    def _answer(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> None:
+    def _as_answer(self, error: HandshakeError) -> list[bytes]:
+        headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
+        return self._render(error.status, headers, f"{text_of(error)}\n".encode("ascii"))
+
+    def _render(self, status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> list[bytes]:
         head_only = self._request is not None and self._request.method == "HEAD"
-        answer = http_response(status, headers, body, head_only=head_only)
+        return http_response(status, headers, body, head_only=head_only)
+
+    def _send(self, answer: list[bytes]) -> None:
         self._finish()
         for piece in answer:
             self.transport.write(piece)

@@ -203,16 +203,20 @@ class Receiving(Sending):
             result = self._waiter.context.run(callback.function, self, message)
             if result is not None:
                 refuse_awaitable(callback, result)
-        except Exception as error:
-            own, _ = sort_out(self.id, error)
-            if own is not None:
-                log_failure(self, "the handler", own)
-                self._fail(own)
         except BaseException as error:
-            # SystemExit and its like end the program, but by way of the connection's task, as from an async callback:
-            # whoever feeds has to live on, or no peer would hear of it.
-            self._interrupt = error
-            self._wake()
+            own, rest = sort_out(self.id, error)
+            if own is not None:
+                self._handler_failed(own)
+            if rest is not None:
+                # SystemExit and its like end the program, but by way of the connection's task, as from an async
+                # callback: whoever feeds has to live on, or no peer would hear of it.
+                self._interrupt = rest
+                self._wake()
+
+    def _handler_failed(self, error: Exception) -> None:
+        """The application raised: the connection ends, and the log says why."""
+        self._fail(error)
+        log_failure(self, "the handler", error)
 
     @trio.lowlevel.enable_ki_protection
     def _no_callback(self, message: str | bytes) -> None:

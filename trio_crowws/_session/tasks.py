@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import trio
 
-from .._foreign import describe, is_a, name_of, place, quoted, select, unwrap
+from .._foreign import describe, is_a, leaves_of, name_of, place, quoted, select, unwrap
 from .._log import log
 from ..errors import ConnectionClosed, HandlerError
 from .calling import run_unprotected
@@ -15,7 +15,7 @@ from .calling import run_unprotected
 if TYPE_CHECKING:
     from .ending import Ending
 
-__all__ = ["CallbacksReceive", "Children", "Spawner", "log_failure", "sort_out"]
+__all__ = ["CallbacksReceive", "Children", "Spawner", "log_failure", "sift", "sort_out"]
 
 
 class CallbacksReceive(trio.BusyResourceError):
@@ -30,7 +30,7 @@ class CallbacksReceive(trio.BusyResourceError):
         self.connection_id = connection_id
 
 
-def sort_out(connection_id: str, error: BaseException) -> tuple[Exception | None, BaseException | None]:
+def sort_out(connection_id: str | None, error: BaseException) -> tuple[Exception | None, BaseException | None]:
     """Split what left a task into the application's own error and what must pass (Cancelled and its like).
 
     That this very connection has closed is no error, even where a nursery has wrapped it. A group of one is unwrapped.
@@ -41,11 +41,27 @@ def sort_out(connection_id: str, error: BaseException) -> tuple[Exception | None
     return None if own is None else cast("Exception", unwrap(own)), rest
 
 
-def _is_normal_end(leaf: BaseException, connection_id: str) -> bool:
+def sift(connection_id: str | None, error: BaseException, failed: Callable[[Exception], None]) -> None:
+    """Tell `failed` about the application's own error, and raise what must pass.
+
+    To be called within the cancel scope that is around the application's code: a scope splits the groups that come to
+    it, which runs code of theirs, and what must pass has none.
+    """
+    own, rest = sort_out(connection_id, error)
+    try:
+        if own is not None:
+            failed(own)
+        if rest is not None:
+            raise rest
+    finally:
+        del own, rest, error  # the last one refers to this frame, and so to itself
+
+
+def _is_normal_end(leaf: BaseException, connection_id: str | None) -> bool:
     if not is_a(leaf, ConnectionClosed):
         return False
     try:  # a subclass of the application's may have made anything of it
-        return bool(cast("ConnectionClosed", leaf).connection_id == connection_id)
+        return bool(leaf.connection_id == connection_id)
     except Exception:
         return False
 
@@ -89,35 +105,39 @@ class Children:
     def start(self, nursery: Spawner, function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
         """Start `function(*args)` in `nursery`."""
         scope = trio.CancelScope()
-        self._scopes.add(scope)
         name = f"{self._conn.id} {name_of(function)}"
-        nursery.start_soon(self._run, scope, function, args, name=name)
+        self._scopes.add(scope)
+        try:
+            nursery.start_soon(self._run, scope, function, args, name=name)
+        except BaseException:  # there is no task, so nobody may wait for it
+            self._scopes.discard(scope)
+            raise
 
     @trio.lowlevel.enable_ki_protection
     async def _run(
         self, scope: trio.CancelScope, function: Callable[..., Awaitable[object]], args: tuple[object, ...]
     ) -> None:
-        rest = None
         try:
             with scope:
-                if self._conn._client:  # an interrupt is for the main task, which has scopes that it can leave
-                    await function(*args)
-                else:
-                    await run_unprotected(function, *args)
-        except BaseException as error:  # sorted out here; what must pass is raised again below
-            own, rest = sort_out(self._conn.id, error)
-            if own is not None and self._is_refused(own):
-                log_failure(self._conn, "a task", own)
-            elif own is not None:
-                if self.failure is None:
-                    self.failure = own
-                self._failed(own)
+                try:
+                    if self._conn._client:  # an interrupt is for the main task, which has scopes that it can leave
+                        await function(*args)
+                    else:
+                        await run_unprotected(function, *args)
+                except BaseException as error:  # before the scope sees it; see `sift`
+                    sift(self._conn.id, error, self._task_raised)
         finally:
             self._scopes.discard(scope)
             if self._gone is not None and not self._scopes:
                 self._gone.set()
-        if rest is not None:
-            raise rest
+
+    def _task_raised(self, error: Exception) -> None:
+        if self._is_refused(error):
+            log_failure(self._conn, "a task", error)
+            return
+        if self.failure is None:
+            self.failure = error
+        self._failed(error)
 
     def _is_refused(self, error: Exception) -> bool:
         """Whether the task has only tried to take what the callbacks of this very connection get.
@@ -126,9 +146,9 @@ class Children:
         """
 
         def is_refusal(leaf: BaseException) -> bool:
-            return isinstance(leaf, CallbacksReceive) and leaf.connection_id == self._conn.id
+            return type(leaf) is CallbacksReceive and leaf.connection_id == self._conn.id
 
-        return ExceptionGroup("", [error]).split(is_refusal)[1] is None
+        return all(map(is_refusal, leaves_of(error)))
 
     async def end(self, patience: float) -> None:
         """Cancel the tasks and wait until they have ended.
