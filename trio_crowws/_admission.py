@@ -24,7 +24,6 @@ from ._protocol.handshake import RequestReader, check_upgrade, is_upgrade
 from ._protocol.origin import check_origin
 from ._session.accepting import Accept, Reject
 from ._session.calling import call_plain
-from ._session.ending import SHUTDOWN_HANDLER_GRACE
 from ._session.lifecycle import live
 from ._session.opening import Opening
 from ._session.tasks import sort_out
@@ -53,7 +52,7 @@ class Admission:
       nurseries: where the connections of each route run.
       tasks: connections and pages that are being served.
       closing: set once; every request from then on gets a 503.
-      close_code: what a connection is told that slips through although the server shuts down.
+      welcome: is given every connection that opens while the server shuts down.
     """
 
     def __init__(self, site: Site, engine: Engine) -> None:
@@ -68,7 +67,7 @@ class Admission:
         self.nursery: trio.Nursery | None = None
         self.tasks = 0
         self.closing = False
-        self.close_code = 1001
+        self.welcome: Callable[[Connection], None] | None = None
 
     def new_opening(self) -> Opening:
         """The receiver for a transport that was just accepted."""
@@ -85,13 +84,18 @@ class Admission:
             if not self._decider.interrupt(opening):
                 opening.refuse(SHUTTING_DOWN)
 
+    async def wait_no_handshakes(self) -> None:
+        """Wait until every handshake that has begun is answered. Cancellation stops the waiting only."""
+        while self._openings:
+            await self._quiet.park()
+
     async def wait_quiet(self) -> None:
         """Wait until no handshake, no page and no connection is left. Cancellation stops the waiting only."""
         while self._openings or self.tasks:
             await self._quiet.park()
 
     def _check_quiet(self) -> None:
-        if not self._openings and not self.tasks:
+        if not self._openings:
             self._quiet.unpark_all()
 
     def _opening_gone(self, opening: Opening) -> None:
@@ -253,9 +257,8 @@ class Membership:
         self._conn.request.compact()
         self._admission.connections.add(self._conn)
         self._site._enter(self._conn, self._route)
-        if self._admission.closing:  # it slipped through while the others were told
-            self._conn._hurry(SHUTDOWN_HANDLER_GRACE)
-            self._conn.close_nowait(self._admission.close_code)
+        if self._admission.welcome is not None:
+            self._admission.welcome(self._conn)
 
     def leave(self) -> None:
         """The connection has ended: out of all rooms and lists."""

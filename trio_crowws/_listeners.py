@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["ListeningSocket", "format_address", "open_tcp", "open_unix"]
 
 ACCEPTS_PER_TURN = 64
+LONGEST_QUEUE = 4096
+"""How many may wait in the kernel's queue to be accepted, unless the system allows less."""
+
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 EXHAUSTED_PAUSE = 0.1
 """Seconds before the next try when the process or the system is out of descriptors or memory."""
@@ -66,32 +69,47 @@ class ListeningSocket:
         finally:
             self.close()
 
+    async def accept_waiting(self, take: Callable[[socket.socket, Address, Address], None]) -> None:
+        """Accept those who wait in the kernel's queue; those who come meanwhile cannot prolong it for ever."""
+        for number in range(LONGEST_QUEUE):
+            if self._sock.fileno() < 0 or self._accept_one(take) is not None:
+                return
+            if number % ACCEPTS_PER_TURN == ACCEPTS_PER_TURN - 1:
+                await trio.lowlevel.checkpoint()
+
     def _accept_some(self, take: Callable[[socket.socket, Address, Address], None]) -> OSError | None:
         """Accept those who wait; return what makes it pointless to go on right now."""
         for _ in range(ACCEPTS_PER_TURN):
-            try:
-                sock, remote = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
+            error = self._accept_one(take)
+            if isinstance(error, BlockingIOError):
                 break
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    return error
-                continue  # this one peer went away before it was accepted
-            try:
-                if self._path is not None:
-                    take(sock, self.address, self.address)
-                else:
-                    take(sock, self._local or sock.getsockname()[:2], remote[:2])
-            except OSError as error:  # it costs this one peer, and not the loop
-                sock.close()
+            if error is not None:
                 return error
-            except Exception as error:  # so does a defect
-                sock.close()
-                log.error("internal error; a connection at %s is dropped", self, exc_info=error)
-            except BaseException:
-                sock.close()
-                raise
         self._exhausted = False
+        return None
+
+    def _accept_one(self, take: Callable[[socket.socket, Address, Address], None]) -> OSError | None:
+        """Accept one who waits; return why there is none, `BlockingIOError` where nobody waits."""
+        try:
+            sock, remote = self._sock.accept()
+        except BlockingIOError as error:
+            return error
+        except OSError as error:
+            return error if error.errno in EXHAUSTED else None  # this one peer went away before it was accepted
+        try:
+            if self._path is not None:
+                take(sock, self.address, self.address)
+            else:
+                take(sock, self._local or sock.getsockname()[:2], remote[:2])
+        except OSError as error:  # it costs this one peer, and not the loop
+            sock.close()
+            return error
+        except Exception as error:  # so does a defect
+            sock.close()
+            log.error("internal error; a connection at %s is dropped", self, exc_info=error)
+        except BaseException:
+            sock.close()
+            raise
         return None
 
     def close(self) -> None:
@@ -144,7 +162,7 @@ def open_unix(path: str | os.PathLike[str], backlog: int | None) -> ListeningSoc
     try:
         _remove_stale(path)
         sock.bind(path)
-        sock.listen(backlog if backlog is not None else 4096)
+        sock.listen(backlog if backlog is not None else LONGEST_QUEUE)
     except OSError as error:
         sock.close()
         raise _listen_error(path, error) from error

@@ -258,7 +258,8 @@ class Options:
     close_timeout: float = 5
     """From the first Close frame to the end of the transport."""
     callback_timeout: float = 5
-    """For `on_error` and `on_close` together, and for a handler that still runs after its connection has closed."""
+    """For `on_error` and `on_close` together, and for a handler that still runs after its connection has closed; in a
+    shutdown such a handler has `shutdown_grace` instead."""
 
     # Sending.
     send_high_water: int = 64 * KIB
@@ -280,7 +281,8 @@ class Options:
     max_connections: int | None = None
     """Open connections at the same time; 503 with `Retry-After` beyond. For the application, not for a route."""
     shutdown_grace: float = 10
-    """How long a shutdown waits for handlers before it cancels them. For the application, not for a route."""
+    """How long a shutdown waits for handlers before it cancels them, from the Close frame on; also for one that runs on
+    after its connection has closed. For the application, not for a route."""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -338,14 +340,14 @@ class Options:
         return cls(**given)
 
 
-def check_seconds(name: str, value: object, *, optional: bool = False) -> None:
+def check_seconds(name: str, value: object, *, optional: bool = False, zero: bool = False) -> None:
     """Check an option that is not a field of `Options`, with the words of those that are.
 
     Raises:
       TypeError: it has the wrong type.
       ValueError: it is not allowed.
     """
-    _check(name, value, _seconds(optional=optional))
+    _check(name, value, _seconds(optional=optional, zero=zero))
 
 
 def check_context(context: object, *, server_side: bool) -> None:

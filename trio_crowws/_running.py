@@ -42,11 +42,10 @@ def run_until_signal(
 
 
 async def _obey(signals: AsyncIterator[int], server: Server, scope: trio.CancelScope) -> None:
-    """The first signal asks for a shutdown, the second one ends everything."""
+    """The first signal asks for a shutdown, or makes the program's own one hurry; the second one ends everything."""
     async with trio.open_nursery() as nursery:
-        async for _ in signals:
-            if server.closing:
-                server.abort()
-                scope.cancel()
-            else:
-                nursery.start_soon(server.aclose)
+        await anext(signals)
+        nursery.start_soon(server.aclose)
+        await anext(signals)
+        server.abort()
+        scope.cancel()

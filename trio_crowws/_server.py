@@ -8,7 +8,8 @@ Theory of operation
 
     There is one way down for everything. `aclose`, `drain` and signals come to `_shut_down`; after a cancellation each
     task does the same by itself in a shorter time: stop accepting, 503 to half-open handshakes, Close to all
-    connections, wait, cancel what is left, run every `on_close`, release the transports.
+    connections, wait, cancel what is left, run every `on_close`, release the transports. With a `linger`, `drain` lets
+    handshakes that have begun finish first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import random
 import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -26,7 +28,7 @@ from ._closeinfo import check_close
 from ._foreign import cause_of, describe, explain, is_a, unwrap
 from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
 from ._log import log
-from ._session.ending import SHUTDOWN_HANDLER_GRACE
+from ._options import check_seconds
 from ._transport.engine import Engine
 from ._transport.stream import addresses_of, close_stream, plain_address
 
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
+_PASSES_TO_ACCEPT = 3
+"""Scheduler passes in which a listener of streams gives what it has, if it has anything."""
+
 _CLOSE_LISTENERS = 1.0
 """Seconds for listeners and streams of the application's own to be closed by force."""
 
@@ -45,7 +50,8 @@ _CLOSE_LISTENERS = 1.0
 class _Shutdown(NamedTuple):
     grace: float
     code: int
-    spread: float
+    spread: float = 0
+    linger: float = 0
 
 
 @final
@@ -60,8 +66,12 @@ class Server:
         self._listening: list[ListeningSocket] = []
         self._addresses: list[tuple[str, int] | str] = []
         self._ssl_context: ssl.SSLContext | None = None
+        self._streams_accepted = 0
         self._asked = trio.Event()
         self._shutdown: _Shutdown | None = None
+        self._spreading = trio.CancelScope()
+        self._lingering = trio.CancelScope()
+        self._grace = trio.CancelScope()
         self._finished = trio.Event()
 
     def __repr__(self) -> str:
@@ -98,7 +108,7 @@ class Server:
     @property
     def closing(self) -> bool:
         """Whether it has begun to shut down."""
-        return self._admission.closing
+        return self._shutdown is not None or self._admission.closing
 
     def route_scope(self, route: Route) -> trio.CancelScope:
         """The scope around the connections of `route`: cancelling it ends them with 1001 and the route answers 503.
@@ -111,38 +121,61 @@ class Server:
     # The end
 
     @trio.lowlevel.enable_ki_protection
-    async def drain(self, grace: float | None = None, code: int = 1012, spread: float = 0) -> None:
-        """Shut down in an orderly way and wait until that is done.
+    async def drain(
+        self, grace: float | None = None, code: int = 1012, spread: float = 0, *, linger: float = 1.0
+    ) -> None:
+        """Shut down in an orderly way, as for a restart, and wait until that is done.
 
-        Stops accepting, refuses half-open handshakes with 503, sends every connection a Close, waits for the handlers,
-        cancels those that are left, and returns when every `on_close` has run.
+        Stops accepting, lets the handshakes finish that have begun, sends every connection a Close, waits for the
+        handlers, cancels those that are left, and returns when every `on_close` has run. The first call of `drain` or
+        `aclose` decides; a later `drain` waits for it, a later `aclose` makes it hurry.
 
         Args:
-          grace: seconds to wait for the handlers after the last Close was sent; `None` for `shutdown_grace`.
+          grace: seconds to wait for the handlers after the last Close was sent; `None` for `shutdown_grace`. A handler
+            that runs on after its connection has closed has this time as well.
           code: 1012 (service restart) tells clients to come back, 1001 (going away) that this was it.
           spread: seconds over which the Close frames are spread at random, so that the clients do not all come back
             at once.
+          linger: seconds for handshakes that have begun, those that wait in the kernel's queue included. Connections
+            that open meanwhile get their Close last. Then 503; with 0, at once.
 
         Raises:
-          ValueError: a number is negative, or the code must not be sent.
+          TypeError: `grace`, `spread` or `linger` is not a number.
+          ValueError: one of them is negative or not a number of seconds, or the code must not be sent.
 
         Cancellation: stops the waiting only; the shutdown goes on.
         """
         if grace is None:
             grace = self._site.options.shutdown_grace
-        if grace < 0 or spread < 0:
-            raise ValueError(f"grace={grace!r} and spread={spread!r} must not be negative")
+        for name, seconds in (("grace", grace), ("spread", spread), ("linger", linger)):
+            check_seconds(name, seconds, zero=True)
         code, _ = check_close(code, "")
-        if self._shutdown is None:
-            self._shutdown = _Shutdown(grace, code, spread)
-            self._admission.close_code = code
-            self._asked.set()
+        self._begin_shutdown(_Shutdown(grace, code, spread, linger))
         await self._finished.wait()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Shut down for good: `drain` with 1001 and the option `shutdown_grace`."""
-        await self.drain(code=1001)
+        """Shut down for good, and wait until that is done: Close 1001, 503 for handshakes, `shutdown_grace`.
+
+        During a `drain` it makes that hurry: who has not got a Close yet gets it now, handshakes that have begun get
+        503, and the handlers have `shutdown_grace` seconds from now, unless the `drain` leaves them less.
+
+        Cancellation: stops the waiting only; the shutdown goes on.
+        """
+        grace = self._site.options.shutdown_grace
+        if not self._begin_shutdown(_Shutdown(grace, 1001)):
+            self._lingering.cancel()
+            self._spreading.cancel()
+            self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
+        await self._finished.wait()
+
+    def _begin_shutdown(self, shutdown: _Shutdown) -> bool:
+        """Ask for a shutdown; `False` if there is one already, which then counts."""
+        if self._shutdown is not None:
+            return False
+        self._shutdown = shutdown
+        self._asked.set()
+        return True
 
     async def wait_closed(self) -> None:
         """Wait until the server has ended, for whatever reason."""
@@ -254,9 +287,9 @@ class Server:
                 await nursery.start(self._host_route, route)
             try:
                 await serve()
+                await self._shut_down(self._shutdown or _Shutdown(self._site.options.shutdown_grace, 1001))
             finally:
                 self._stop_accepting()
-            await self._shut_down()
             nursery.cancel_scope.cancel()
 
     @trio.lowlevel.enable_ki_protection
@@ -268,26 +301,68 @@ class Server:
 
     # Shutting down
 
-    def _stop_accepting(self) -> None:
+    def _close_listeners(self) -> None:
         self._accepting.cancel()
         for listener in self._listening:
             listener.close()
+
+    def _stop_accepting(self) -> None:
+        self._close_listeners()
         self._admission.stop()
 
-    async def _shut_down(self) -> None:
-        grace, code, spread = self._shutdown or _Shutdown(self._site.options.shutdown_grace, 1001, 0)
-        conns = list(self._admission.connections)
-        random.shuffle(conns)
-        start = trio.current_time()
-        for number, conn in enumerate(conns):
-            if spread:
-                await trio.sleep_until(start + spread * number / len(conns))
-            conn._hurry(SHUTDOWN_HANDLER_GRACE)
-            conn.close_nowait(code)
-        with trio.move_on_after(grace):
+    async def _shut_down(self, shutdown: _Shutdown) -> None:
+        grace, code, spread, linger = shutdown
+        end_of_linger = trio.current_time() + linger
+        if linger:
+            with trio.CancelScope(deadline=end_of_linger):
+                await self._accept_the_last()
+        self._close_listeners()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_all, code, spread)
+            if linger:
+                with self._lingering:
+                    self._lingering.deadline = end_of_linger
+                    await self._admission.wait_no_handshakes()
+            self._admission.stop()
+        with self._grace:
+            self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
             await self._admission.wait_quiet()
         if self._admission.tasks:
             log.warning("%d handlers still ran after the grace of %g s and are cancelled", self._admission.tasks, grace)
+
+    async def _accept_the_last(self) -> None:
+        """Accept those whom the kernel has connected already: closing the listeners would reset them."""
+        for sock in self._listening:
+            await sock.accept_waiting(self._begin_socket)
+        accepted = -1
+        while accepted != self._streams_accepted:  # a listener of streams has no end of its queue that shows
+            accepted = self._streams_accepted
+            for _ in range(_PASSES_TO_ACCEPT):
+                await trio.lowlevel.checkpoint()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _tell_all(self, code: int, spread: float) -> None:
+        """Send every connection its Close, spread over so many seconds; those that open meanwhile come last."""
+
+        def tell(conn: Connection) -> None:
+            conn._wait_for_handler()
+            conn.close_nowait(code)
+
+        conns = list(self._admission.connections)
+        random.shuffle(conns)
+        waiting = deque(conns)
+        self._admission.welcome = waiting.append
+        start = trio.current_time()
+        with self._spreading:
+            for number in range(len(conns)):
+                if spread:
+                    await trio.sleep_until(start + spread * number / len(conns))
+                tell(waiting.popleft())
+            if waiting:
+                await trio.sleep_until(start + spread)
+        while waiting:
+            tell(waiting.popleft())
+        self._admission.welcome = tell
 
     # Accepting
 
@@ -321,6 +396,7 @@ class Server:
                     await trio.sleep(EXHAUSTED_PAUSE)
                     continue
                 failed = False
+                self._streams_accepted += 1
                 try:
                     self._begin_stream(stream, None, None)
                 except Exception as error:  # it cannot even be looked at; that costs this one peer

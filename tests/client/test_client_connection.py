@@ -332,9 +332,7 @@ async def test_the_block_may_close_by_itself(kind: Kind) -> None:
             with pytest.raises(ConnectionClosed):
                 await conn.send("more")
         done = CloseFrame(4001, "done")
-        await recorder.check_end(
-            4001, "done", clean=True, initiator="remote", sent=done, received=done, error=None
-        )
+        await recorder.check_end(4001, "done", clean=True, initiator="remote", sent=done, received=done, error=None)
 
 
 async def test_what_was_sent_before_leaving_arrives(kind: Kind) -> None:

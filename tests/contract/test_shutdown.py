@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import trio
 import trio.testing
 
 from support.processes import port_of, started, status, wait
-from support.servers import Kind, Recorder, Site, Style, serving, until
+from support.servers import Kind, Recorder, Site, Style, serving, shared_tls, until
 from trio_crowws import App, CloseFrame, CloseTimeout, Connection
 from trio_crowws.testing import Peer, PeerClosed, Refused, make_frame, shake_hands
 
@@ -52,7 +53,7 @@ async def shut(site: Site, how: str) -> None:
     elif how == "aclose":
         await site.server.aclose()
     else:
-        await site.server.drain()
+        await site.server.drain(linger=0)
     await site.ended.wait()
 
 
@@ -163,9 +164,12 @@ async def test_drain_refuses_nonsense() -> None:
     app = App()
     Recorder(app)
     async with serving(app) as site, site.connect() as peer:
-        for wrong in ({"code": 1005}, {"grace": -1}, {"spread": -1}):
-            with pytest.raises(ValueError, match=r"code|grace|spread"):
-                await site.server.drain(**wrong)
+        for wrong in ({"code": 1005}, {"grace": -1}, {"spread": -1}, {"linger": -1}, {"linger": float("nan")}):
+            with pytest.raises((ValueError, TypeError), match=f"code|{next(iter(wrong))}="):
+                await site.server.drain(**wrong)  # type: ignore[arg-type]
+        for name in ("grace", "spread", "linger"):
+            with pytest.raises(TypeError, match=f"{name}='1' is not allowed"):
+                await site.server.drain(**{name: "1"})
         assert not site.server.closing
         await peer.send("hello")
         assert await peer.receive() == "hello"
@@ -221,12 +225,213 @@ async def test_a_spread_drain(autojump_clock: trio.testing.MockClock) -> None:
     recorder.check()
 
 
+async def test_aclose_makes_a_drain_hurry(autojump_clock: trio.testing.MockClock) -> None:
+    """`aclose` during a spread `drain`: all that have no Close yet get it now, with the code of the `drain`."""
+    app = App(shutdown_grace=10)
+    recorder = Recorder(app)
+    async with serving(app) as site, trio.open_nursery() as nursery:
+        start = trio.current_time()
+
+        async def stay() -> None:
+            async with site.connect() as peer:
+                assert await peer.receive_close() == CloseFrame(1012)
+
+        for _ in range(10):
+            nursery.start_soon(stay)
+        await recorder.wait("open", 10)
+        nursery.start_soon(partial(site.server.drain, 500, spread=1000))
+        await trio.sleep(150)
+        assert len(recorder.values("close")) == 2
+        await site.server.aclose()
+        assert trio.current_time() - start < 152
+    recorder.check()
+
+
+async def test_aclose_shortens_the_grace_of_a_drain(autojump_clock: trio.testing.MockClock) -> None:
+    """`aclose` in the grace of a `drain` leaves the handlers `shutdown_grace`, unless the `drain` leaves them less."""
+    app = App(shutdown_grace=10)
+    recorder = Recorder(app, hooks={"message": sleep_forever})
+    for grace, after in ((500, 60), (55, 55)):
+        async with serving(app) as site, site.connect() as peer, trio.open_nursery() as nursery:
+            await peer.send("sleep")
+            await recorder.wait("message")
+            start = trio.current_time()
+            nursery.start_soon(partial(site.server.drain, grace, linger=0))
+            nursery.start_soon(peer.receive_close)
+            await trio.sleep(50)
+            assert not site.ended.is_set()
+            await site.server.aclose()
+            assert trio.current_time() - start == pytest.approx(after, abs=1)
+        recorder.notes.clear()
+
+
+# Handshakes that have begun, and a drain that lets them finish
+
+
+@pytest.mark.parametrize("sent", [b"", REQUEST[:5], REQUEST[:-2]], ids=["nothing", "a-little", "nearly-all"])
+async def test_a_drain_lets_handshakes_finish(kind: Kind, sent: bytes) -> None:
+    """A peer in the middle of its request may finish it while `drain` lingers: it gets its 101 and then the Close."""
+    app = App()
+    recorder = Recorder(app)
+    async with serving(app, kind) as site, trio.open_nursery() as nursery:
+        stream = await site.open_stream()
+        if isinstance(stream, trio.SSLStream):
+            await stream.do_handshake()
+        if sent:
+            await stream.send_all(sent)
+        await until_quiet(kind)
+        nursery.start_soon(partial(site.server.drain, linger=60))
+        await until_quiet(kind)
+        assert site.server.closing
+        await stream.send_all(REQUEST[len(sent) :])
+        answer = await read_all(stream)
+        await trio.aclose_forcefully(stream)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert answer.endswith(b"\r\n\r\n\x88\x02" + (1012).to_bytes(2))
+    recorder.check()
+
+
+async def test_a_drain_lets_a_decision_finish(kind: Kind) -> None:
+    """A request that is being decided about is decided while `drain` lingers."""
+    app = App()
+    asked = trio.Event()
+    decided = trio.Event()
+
+    async def decide(request: object) -> None:
+        asked.set()
+        await decided.wait()
+
+    recorder = Recorder(app, hooks={"accept": decide})
+    async with serving(app, kind) as site, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def drain_when_asked() -> None:
+            await asked.wait()
+            nursery.start_soon(partial(site.server.drain, linger=60))
+            await until_quiet(kind)
+            decided.set()
+
+        async with site.connect() as peer:
+            assert await peer.receive_close() == CloseFrame(1012)
+    recorder.check()
+    assert recorder.info.clean
+
+
+@pytest.mark.parametrize("count", [3, 100])
+async def test_a_drain_takes_those_whom_the_kernel_has_connected(kind: Kind, count: int) -> None:
+    """Peers that wait to be accepted when `drain` begins are accepted: nobody who was connected is reset."""
+    app = App()
+    recorder = Recorder(app)
+    answers: list[bytes] = []
+    async with serving(app, kind) as site, trio.open_nursery() as nursery:
+        await trio.testing.wait_all_tasks_blocked()
+        streams = [connect_without_a_turn(site) for _ in range(count)]
+        nursery.start_soon(partial(site.server.drain, linger=60))
+
+        async def ask(stream: trio.abc.Stream) -> None:
+            await stream.send_all(REQUEST)
+            answers.append(await read_all(stream))
+            await trio.aclose_forcefully(stream)
+
+        for stream in streams:
+            nursery.start_soon(ask, stream)
+    assert [answer[:13] for answer in answers] == [b"HTTP/1.1 101 "] * count
+    assert {answer[-4:] for answer in answers} == {b"\x88\x02" + (1012).to_bytes(2)}
+    recorder.check()
+
+
+def connect_without_a_turn(site: Site) -> trio.abc.Stream:
+    """A stream to the server, which gets no chance to accept it meanwhile."""
+    if site.kind == "memory":
+        return site.listener.connect()
+    sock = socket.socket(socket.AF_UNIX if site.kind == "unix" else socket.AF_INET)
+    [address] = site.server.addresses
+    sock.connect(address)
+    plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    if site.kind == "tls":
+        return trio.SSLStream(plain, shared_tls().client, server_hostname="localhost", https_compatible=True)
+    return plain
+
+
+async def test_the_end_while_the_queue_is_emptied() -> None:
+    """`abort` in the moment when `drain` accepts the last peers ends the server."""
+    for delay in range(6):
+        app = App()
+        Recorder(app)
+        async with serving(app, "tcp") as site, trio.open_nursery() as nursery:
+            await trio.testing.wait_all_tasks_blocked()
+            streams = [connect_without_a_turn(site) for _ in range(200)]
+            nursery.start_soon(site.server.drain)
+            for _ in range(delay):
+                await trio.lowlevel.checkpoint()
+            site.server.abort()
+            await site.ended.wait()
+            for stream in streams:
+                await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.parametrize("hurry", [False, True], ids=["linger-is-over", "aclose"])
+async def test_a_handshake_that_lasts_longer_gets_503(autojump_clock: trio.testing.MockClock, hurry: bool) -> None:
+    """What has not finished its handshake when `linger` is over, or when `aclose` is called, gets a 503."""
+    app = App(handshake_timeout=1000)
+    recorder = Recorder(app)
+    async with serving(app) as site, site.connect() as peer, trio.open_nursery() as nursery:
+        stream = await site.open_stream()
+        await stream.send_all(REQUEST[:-2])
+        await recorder.wait("open")
+        nursery.start_soon(partial(site.server.drain, linger=100))
+        assert await peer.receive_close() == CloseFrame(1012)
+        start = trio.current_time()
+        if hurry:
+            await trio.sleep(50)
+            nursery.start_soon(site.server.aclose)
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 503 ")
+        assert trio.current_time() - start == pytest.approx(50 if hurry else 100, abs=1)
+    recorder.check()
+
+
+async def test_a_drain_without_handshakes_does_not_linger(autojump_clock: trio.testing.MockClock) -> None:
+    """Where no handshake has begun there is nothing to wait for."""
+    app = App()
+    Recorder(app)
+    async with serving(app) as site, site.connect() as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(peer.receive_close)
+        start = trio.current_time()
+        await site.server.drain(linger=100)
+        assert trio.current_time() - start < 2
+
+
+async def test_who_opens_during_a_spread_drain_is_told_last(autojump_clock: trio.testing.MockClock) -> None:
+    """A connection that opens while the Close frames are spread gets its own behind the last of them, and no later."""
+    app = App(handshake_timeout=1000, ping_interval=None)
+    recorder = Recorder(app)
+    async with serving(app) as site, trio.open_nursery() as nursery:
+        start = trio.current_time()
+        stream = await site.open_stream()
+        await stream.send_all(REQUEST[:-2])
+
+        async def stay() -> None:
+            async with site.connect() as peer:
+                assert await peer.receive_close() == CloseFrame(1012)
+
+        for _ in range(2):
+            nursery.start_soon(stay)
+        await recorder.wait("open", 2)
+        nursery.start_soon(partial(site.server.drain, spread=100, linger=1000))
+        await trio.sleep(10)
+        await stream.send_all(REQUEST[-2:])
+        assert (await read_all(stream))[-4:] == b"\x88\x02" + (1012).to_bytes(2)
+        assert trio.current_time() - start == pytest.approx(100, abs=2)
+        await trio.aclose_forcefully(stream)
+    recorder.check()
+
+
 # Who cannot hold it up
 
 
 async def test_handlers_that_sleep_do_not_hold_it_up(autojump_clock: trio.testing.MockClock, how: str) -> None:
-    """A handler in `trio.sleep_forever()` is cancelled one second after its peer has answered the Close."""
-    app = App()
+    """A handler in `trio.sleep_forever()` is cancelled when the grace is over, and after a cancellation at once."""
+    app = App(shutdown_grace=20)
     recorder = Recorder(app, hooks={"message": sleep_forever})
     async with serving(app) as site, site.connect() as peer, trio.open_nursery() as nursery:
         await peer.send("sleep")
@@ -234,19 +439,42 @@ async def test_handlers_that_sleep_do_not_hold_it_up(autojump_clock: trio.testin
         nursery.start_soon(peer.receive_close)
         start = trio.current_time()
         await shut(site, how)
-        assert trio.current_time() - start <= 1
+        assert trio.current_time() - start == pytest.approx(0 if how == "cancel" else 20, abs=1)
         code = CODES[how]
         await recorder.check_end(code, clean=True, initiator="local", sent=code, received=code, error=None)
+
+
+@pytest.mark.parametrize("how", ["aclose", "drain"])
+@pytest.mark.parametrize("style", ["async", "session", "class"])
+async def test_a_handler_has_the_grace(autojump_clock: trio.testing.MockClock, style: Style, how: str) -> None:
+    """A handler that runs on after its connection has closed has until the grace is over, not `callback_timeout`."""
+    app = App(shutdown_grace=20, callback_timeout=1)
+    saved: list[float] = []
+
+    async def save(conn: Connection, message: object) -> None:
+        await conn.wait_closed()
+        await trio.sleep(15)
+        saved.append(trio.current_time())
+
+    recorder = Recorder(app, style=style, hooks={"message": save})
+    async with serving(app) as site, site.connect() as peer, trio.open_nursery() as nursery:
+        await peer.send("save")
+        await recorder.wait("message")
+        nursery.start_soon(peer.receive_close)
+        start = trio.current_time()
+        await shut(site, how)
+        assert saved == [pytest.approx(start + 15, abs=1)]
+        assert trio.current_time() == pytest.approx(saved[0], abs=1)
+    recorder.check()
 
 
 async def test_peers_that_do_not_answer_do_not_hold_it_up(autojump_clock: trio.testing.MockClock, how: str) -> None:
     """A peer that does not answer has `close_timeout` seconds, and one second after a cancellation."""
     app = App()
-    recorder = Recorder(app, hooks={"message": sleep_forever})
+    recorder = Recorder(app)
     async with serving(app) as site, site.connect() as peer:
         peer.auto_close = False
-        await peer.send("sleep")
-        await recorder.wait("message")
+        await recorder.wait("open")
         start = trio.current_time()
         await shut(site, how)
         took = trio.current_time() - start
@@ -569,7 +797,7 @@ import sys
 import trio
 from trio_crowws import App
 
-app = App(close_timeout={close_timeout})
+app = App(close_timeout={close_timeout}, shutdown_grace={grace})
 
 
 @app.websocket("/")
@@ -601,7 +829,7 @@ def said(log: Path) -> list[str]:
 async def test_a_signal_shuts_down(tmp_path: Path, number: signal.Signals) -> None:
     """SIGINT and SIGTERM close every connection with 1001, every `on_close` runs, and `run` returns."""
     log = tmp_path / "log"
-    with started([sys.executable, "-c", PROGRAM.format(close_timeout=5)], log, folder=Path.cwd()) as process:
+    with started([sys.executable, "-c", PROGRAM.format(close_timeout=5, grace=0.2)], log, folder=Path.cwd()) as process:
         port = await in_thread(port_of, process, log, 10)
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             with trio.fail_after(10):
@@ -616,7 +844,7 @@ async def test_a_signal_shuts_down(tmp_path: Path, number: signal.Signals) -> No
 async def test_a_second_signal_aborts(tmp_path: Path) -> None:
     """The second signal ends it at once: connections are dropped, and every `on_close` runs all the same."""
     log = tmp_path / "log"
-    with started([sys.executable, "-c", PROGRAM.format(close_timeout=60)], log, folder=Path.cwd()) as process:
+    with started([sys.executable, "-c", PROGRAM.format(close_timeout=60, grace=60)], log, folder=Path.cwd()) as process:
         port = await in_thread(port_of, process, log, 10)
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             with trio.fail_after(10):
@@ -632,3 +860,62 @@ async def test_a_second_signal_aborts(tmp_path: Path) -> None:
         assert await in_thread(wait, process, 5) == 0
         assert time.monotonic() - start < 3
     assert said(log) == ["closed 1006", "the end"]
+
+
+DRAINING = """
+import trio
+from trio_crowws import App
+
+app = App(shutdown_grace=60, close_timeout=60)
+
+
+@app.websocket("/")
+async def session(conn):
+    await conn.send("welcome")
+    async for _ in conn:
+        trio.lowlevel.spawn_system_task(servers[0].drain, 60, 1012, 1000)
+
+
+servers = []
+app.routes[0].on_close(lambda conn, info: print(f"closed {info.code}", flush=True))
+
+
+def listening(server):
+    servers.append(server)
+    print(f"listening on 127.0.0.1:{server.port}", flush=True)
+
+
+app.run("127.0.0.1", 0, on_listening=listening)
+print("the end")
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_signal_while_the_program_drains(tmp_path: Path, signals: int) -> None:
+    """A first signal during the program's own `drain` makes it hurry and drops nobody; the second signal aborts."""
+    log = tmp_path / "log"
+    begun = trio.Event()
+
+    async def see_the_close(peer: Peer) -> None:
+        assert await peer.receive_event() == CloseFrame(1012)
+        begun.set()
+
+    with started([sys.executable, "-c", DRAINING], log, folder=Path.cwd()) as process, trio.fail_after(20):
+        port = await in_thread(port_of, process, log, 10)
+        async with AsyncExitStack() as stack:
+            streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
+            peers = [await shake_hands(await stack.enter_async_context(stream)) for stream in streams]
+            async with trio.open_nursery() as nursery:
+                for peer in peers:
+                    assert await peer.receive() == "welcome"
+                    peer.auto_close = signals == 1
+                    nursery.start_soon(see_the_close, peer)
+                await peers[0].send("drain")
+                await begun.wait()  # one of them has its Close; the others would wait for minutes
+                os.kill(process.pid, signal.SIGTERM)
+            if signals == 2:
+                assert status(process) is None
+                os.kill(process.pid, signal.SIGTERM)
+            assert await in_thread(wait, process, 10) == 0
+    code = 1012 if signals == 1 else 1006
+    assert said(log) == [f"closed {code}"] * 3 + ["the end"]

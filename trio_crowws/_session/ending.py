@@ -54,10 +54,6 @@ __all__ = ["Ending", "Parts", "State"]
 ANSWER_STEP = 0.25
 """Seconds that a handler may take over one message while the peer waits for its Close to be answered."""
 
-SHUTDOWN_HANDLER_GRACE = 1.0
-"""Seconds that a handler gets after its connection has closed while the server shuts down."""
-
-
 _FRAMES = {
     0x81: "text",
     0x82: "binary",
@@ -329,11 +325,9 @@ class Ending:
         self._record(error, "local")
         self._begin_local_close(1011)
 
-    def _hurry(self, grace: float) -> None:
-        """The server shuts down: a handler that still runs when its connection has closed gets less time."""
-        self._handler_grace = min(self._handler_grace, grace)
-        if self._phase is Phase.CLOSED:
-            self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._handler_grace)
+    def _wait_for_handler(self) -> None:
+        """The server shuts down: how long a handler may run on after the connection has closed is for the server."""
+        self._handler_grace = math.inf
 
     @property
     def options(self) -> Options:
