@@ -166,10 +166,10 @@ async def test_drain_refuses_nonsense() -> None:
     async with serving(app) as site, site.connect() as peer:
         for wrong in ({"code": 1005}, {"grace": -1}, {"spread": -1}, {"linger": -1}, {"linger": float("nan")}):
             with pytest.raises((ValueError, TypeError), match=f"code|{next(iter(wrong))}="):
-                await site.server.drain(**wrong)  # type: ignore[arg-type]
+                await site.server.drain(**wrong)
         for name in ("grace", "spread", "linger"):
             with pytest.raises(TypeError, match=f"{name}='1' is not allowed"):
-                await site.server.drain(**{name: "1"})
+                await site.server.drain(**{name: "1"})  # type: ignore[arg-type]
         assert not site.server.closing
         await peer.send("hello")
         assert await peer.receive() == "hello"
