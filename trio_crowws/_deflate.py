@@ -39,8 +39,8 @@ class Deflate:
     What concerns the server, a server does with every client. What concerns the client, it can have of those that offer
     it: a server never answers with a parameter that was not offered.
 
-    The names keep their sides at a client. There what is said about the server is a wish: whatever the server answers is
-    agreed to, and what it may send then costs `8 KiB + 2**15` bytes, or less if it limits itself. What is said about
+    The names keep their sides at a client. There what is said about the server is a wish: whatever the server answers
+    is agreed to, and what it may send then costs `8 KiB + 2**15` bytes, or less if it limits itself. What is said about
     the client, the client does by itself. It keeps a context by default, and so has a compressor for each connection.
 
     Raises:
@@ -55,8 +55,8 @@ class Deflate:
     mem_level: int = 5
     """1 to 9: how much memory zlib may use beyond the window."""
     server_max_window_bits: int = 12
-    """9 to 15: the window of what the server sends has at most two to the power of this bytes. A client tells the server
-    only of less than 12, because not all servers bear to be told."""
+    """9 to 15: the window of what the server sends has at most two to the power of this bytes. A client tells the
+    server only of less than 12, because not all servers bear to be told."""
     client_max_window_bits: int = 12
     """9 to 15: the same for what the client sends; 15 where the client does not offer to limit it."""
     server_no_context_takeover: bool = True

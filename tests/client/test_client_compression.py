@@ -106,7 +106,7 @@ def test_the_option_is_checked_at_the_call() -> None:
 
 
 async def test_a_window_that_zlib_cannot_make() -> None:
-    """Where the server allows a window of 8 bits, the client sends its messages as they are, and inflates what comes."""
+    """Where the server allows a window of 8 bits, the client sends messages as they are, and inflates what comes."""
     peers: list[RawPeer] = []
     answer = "permessage-deflate; server_max_window_bits=8; client_max_window_bits=8"
     stream = zlib.compressobj(9, zlib.DEFLATED, -9)

@@ -510,7 +510,7 @@ RECORDED = {
     "the largest windows": "permessage-deflate; client_max_window_bits=15; server_max_window_bits=15",
     "the server has no context": "permessage-deflate; server_no_context_takeover",
     "the client must have none": "permessage-deflate; client_no_context_takeover",
-    "the client must have none, small window": "permessage-deflate; client_no_context_takeover; server_max_window_bits=12",
+    "no context and a small window": "permessage-deflate; client_no_context_takeover; server_max_window_bits=12",
     "the smallest windows": "permessage-deflate; server_max_window_bits=8; client_max_window_bits=8",
     "the client's smallest window": "permessage-deflate; server_no_context_takeover; client_max_window_bits=8",
     "everything": "permessage-deflate; server_no_context_takeover; client_no_context_takeover;"

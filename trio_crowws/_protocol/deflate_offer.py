@@ -4,8 +4,8 @@ Decisions where the standards leave a choice
 * Names are matched as they are written; white space may stand around `,`, `;` and `=`.
 * An element of the header that is malformed is an offer that cannot be accepted; it does not spoil its neighbours.
 * A window of 8 bits is a promise that zlib cannot keep when it compresses. A server declines an offer that asks it for
-  one. A client whose server allows it no more has agreed to it by its offer, so it sends all messages as they are, which
-  each of them may say for itself; what the server compresses is inflated all the same. The peer may limit itself to 8.
+  one. A client whose server allows it no more sends all messages as they are, which it may say of each of them, and
+  inflates what the server compresses. The peer may limit itself to 8.
 * A server answers with parameters that were offered, and with no others, although section 7.1 would allow it three of
   the four: there are clients that fail the handshake then. What concerns only itself it does without a word: a
   compressor may use a smaller window than was agreed on, and forget its context at any time. What concerns the client
