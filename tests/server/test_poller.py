@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +21,7 @@ from support.rawclient import Frame, RawClient, echo_app, open_raw, reset, servi
 from support.servers import Kind, Recorder, Style
 from support.servers import serving as serving_kind
 from trio_crowws import App, Connection
-from trio_crowws._transport.base import TurnQueue
+from trio_crowws._transport.base import PASS_TIME, TurnQueue
 from trio_crowws._transport.poller import EXTRA_POLLS, Poller, SocketTransport
 from trio_crowws._transport.timers import Timer, Timers
 from trio_crowws.testing import make_frame
@@ -107,17 +108,13 @@ async def test_a_crowd(style: Style) -> None:
 async def test_a_slow_callback_does_not_keep_all_answers() -> None:
     """The answers of a round that are ready leave when a callback has taken long, before the next one is called."""
     app = App()
-    seen: list[int] = []
+    kept: list[int] = []
 
     @app.websocket("/").on_message
     def slow(conn: Connection, message: str) -> None:
-        seen.append(sum(map(has_something, clients)))
+        kept.append(sum(other.buffered for other in app.connections))
         conn.send_nowait(message)
-        time.sleep(0.002)
-
-    def has_something(client: RawClient) -> bool:
-        assert isinstance(client.stream, trio.SocketStream)
-        return bool(select.select([client.stream.socket.fileno()], [], [], 0)[0])
+        time.sleep(0.0012)
 
     async with serving(app) as server, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(open_raw(server)) for _ in range(5)]
@@ -128,7 +125,7 @@ async def test_a_slow_callback_does_not_keep_all_answers() -> None:
             send_now(client, make_frame(1, b"hello"))
         for client in clients:
             assert await client.read_frame() == Frame(1, b"hello")
-    assert seen == [0, 1, 2, 3, 4]
+    assert kept == [0] * 5
 
 
 async def test_sockets_that_never_rest() -> None:
@@ -550,3 +547,29 @@ async def test_cancelled_timers_do_not_pile_up() -> None:
         timer.cancel()
     assert len(timers._heap) < 2_000
     assert min(timers._heap)[2] is kept
+
+
+async def test_the_pumps_of_streams_share_the_time_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ask whether there is time; there is again in the next pass, whether or not others have turns in it."""
+    now = 0.0
+    monkeypatch.setattr("trio_crowws._transport.base.perf_counter", lambda: now)
+    turns = TurnQueue()
+    restless: Any = SimpleNamespace(turn=lambda: turns.add(restless))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            assert turns.has_time()
+            assert turns.has_time()
+            now += PASS_TIME
+            assert not turns.has_time()
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        turns.add(restless)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            assert turns.has_time()
+            now += PASS_TIME
+            assert not turns.has_time()
+        nursery.cancel_scope.cancel()

@@ -19,12 +19,17 @@ allows, which keeps a flooding peer from starving the others.
 Whatever goes wrong in a transport costs that transport alone. The tasks that serve all of them, and the tasks of others
 that publish to it, never see an exception of it: who calls a transport or a receiver catches every `Exception` (a
 `MemoryError` is one) and hands it to `Transport.report`, which logs it, gives the transport up and cannot raise itself.
+
+What peers send costs as much as they like, so what is done for them in one scheduler pass is bounded by time, not by
+how many they are: the poller, the `TurnQueue` and the pumps of streams each stop after `PASS_TIME` and go on in the
+next pass. What one transport does in one go is bounded by its receiver, which sets `more` where there is too much.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Protocol
 
 import trio
@@ -33,13 +38,17 @@ from .._foreign import place
 from .._log import log
 from .timers import Timer, Timers
 
-__all__ = ["Address", "Receiver", "Transport", "TurnQueue", "count_small"]
+__all__ = ["PASS_TIME", "Address", "Receiver", "Transport", "TurnQueue", "count_small"]
 
 Address = tuple[str, int] | str | None
 """`(host, port)`, the path of a Unix socket, or `None` where the transport has no address."""
 
 READ_SIZE = 64 * 1024
 """Bytes of one read. A larger buffer makes the allocator map and unmap memory on every call."""
+
+PASS_TIME = 0.002
+"""Seconds of work for peers within one scheduler pass, for each of those who do it. Going round costs about a hundredth
+of it; all other tasks of the program wait for that long a few times over."""
 
 JOIN_LIMIT = 64 * 1024
 """Bytes. Pieces of this size and beyond are sent alone: joining them to their neighbours would only copy them, and a
@@ -431,9 +440,11 @@ class TurnQueue:
       parked: nobody has asked for the next pass; see `count_pass`.
     """
 
-    __slots__ = ("_release", "_task", "_waiting", "crowded", "parked", "passes")
+    __slots__ = ("_release", "_shared_pass", "_shared_until", "_task", "_waiting", "crowded", "parked", "passes")
 
     def __init__(self) -> None:
+        self._shared_pass = -1
+        self._shared_until = 0.0
         self.crowded = False
         self.passes: int = 0
         self.parked = False
@@ -446,6 +457,16 @@ class TurnQueue:
         self._waiting.append(transport)
         if self.parked:
             self.count_pass()
+
+    def has_time(self) -> bool:
+        """Whether one of many tasks that work for peers may do so in this pass; else it asks for a turn."""
+        now = perf_counter()
+        if self._shared_pass != self.passes:  # the first one of them in this pass
+            self._shared_pass = self.passes
+            self._shared_until = now + PASS_TIME
+            if self.parked:
+                self.count_pass()
+        return now < self._shared_until
 
     def count_pass(self) -> None:
         """Have the task, which is `parked`, run in the next pass, with or without turns to give."""
@@ -476,11 +497,16 @@ class TurnQueue:
                 self.parked = True
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
             batch, self._waiting = self._waiting, []
-            for transport in batch:
+            until = perf_counter() + PASS_TIME
+            turns = iter(batch)
+            for transport in turns:
                 try:
                     transport.turn()
                 except Exception as error:
                     transport.report(error)
+                if perf_counter() > until:
+                    self._waiting[:0] = turns  # they come first in the next pass
+                    break
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self.parked = False

@@ -24,7 +24,7 @@ from time import perf_counter
 
 import trio
 
-from .base import JOIN_LIMIT, READ_SIZE, Address, Transport, TurnQueue, count_small
+from .base import JOIN_LIMIT, PASS_TIME, READ_SIZE, Address, Transport, TurnQueue, count_small
 from .kernel import limit_unsent
 from .timers import Timers
 
@@ -48,6 +48,9 @@ _READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
 _PATIENCE = 0.001
 """Seconds of work within a round, after which those that are done do not wait for the others any more."""
 
+_ROUNDS_TIME = 0.75 * PASS_TIME
+"""Seconds after which no new round is begun. Nearly all rounds are short, so they are seldom broken off."""
+
 _CROWD = 16
 """Sockets of one round, from which on the writing of their tasks is put off; with fewer that would be slower."""
 
@@ -64,7 +67,7 @@ _SMALL_READ = 1024
 class SocketTransport(Transport):
     """One connected, non-blocking socket."""
 
-    __slots__ = ("_fd", "_last_pass", "_poller", "_readable", "_sock", "_watches_room")
+    __slots__ = ("_fd", "_last_pass", "_poller", "_readable", "_sock", "_unfed", "_watches_room")
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class SocketTransport(Transport):
         self._poller = poller
         self._last_pass = -1
         self._readable = False
+        self._unfed = b""  # what was read when it was too late to work on it
         self._watches_room = False
 
     def start(self) -> None:
@@ -119,11 +123,23 @@ class SocketTransport(Transport):
         Args:
           ending: the peer has also ended its direction.
         """
+        until = perf_counter() + _PATIENCE
         for _ in range(READS_PER_TURN):
             data = self.read()
             if not data or not self._feed(data) or (len(data) < READ_SIZE and not ending):
                 return  # what comes next is a change, which the kernel reports
+            if perf_counter() > until:
+                break
         self._readable = True
+        self.ask_for_turn()
+
+    def put_off(self, data: bytes) -> None:
+        """It is late in this pass: go on at the next turn, with `data` if that was read already."""
+        if data:
+            self._unfed = data
+            self.more = True
+        else:
+            self._readable = True
         self.ask_for_turn()
 
     def limit_unsent(self, size: int | None) -> None:
@@ -144,7 +160,8 @@ class SocketTransport(Transport):
             return
         if self.more:
             self.more = False
-            if not self._feed(b"") or self.more or self.paused:
+            data, self._unfed = self._unfed, b""
+            if not self._feed(data) or self.more or self.paused:
                 return
         if self._readable:
             self._readable = False
@@ -257,6 +274,7 @@ class SocketTransport(Transport):
 
     def _release(self) -> None:
         self._forget()
+        self._unfed = b""
         try:
             self._poller.unregister(self._fd)
         finally:
@@ -274,6 +292,8 @@ class Poller:
         self._listening: dict[int, Callable[[], None]] = {}
         self._in_vain = 0
         self._passed_over = 0
+        self._until = 0.0  # nothing more is read after that, before Trio's loop has come round
+        self._late = False
 
     @property
     def transports(self) -> list[SocketTransport]:
@@ -357,10 +377,14 @@ class Poller:
     def _serve(self) -> int:
         """Rounds, as long as they find much; return how many sockets the best of them found."""
         most = 0
+        now = perf_counter()
+        self._until = now + PASS_TIME
+        self._late = False
         for _ in range(EXTRA_POLLS):
             found = self._poll()
             most = max(most, found)
-            if found < 2:  # little to do: the tasks that were woken come first
+            # With little to do, the tasks that were woken come first.
+            if found < 2 or perf_counter() > now + _ROUNDS_TIME:
                 break
         self._turns.crowded = most >= _CROWD
         return most
@@ -404,6 +428,9 @@ class Poller:
                 if fd in self._listening:
                     self._listening[fd]()
                 continue
+            if self._late and mask & _READABLE:
+                transport.put_off(b"")
+                mask &= ~_READABLE
             try:
                 # Once a socket has had no room, it is also told about room for ever.
                 if mask == _IN or (mask == _IN_AND_OUT and not transport.blocked):
@@ -419,6 +446,7 @@ class Poller:
                     transport.on_writable()
                 if mask & _READABLE and not transport.closed:
                     transport.read_on(mask & _ENDING != 0)
+                self._late = perf_counter() > self._until
             except Exception as error:
                 transport.report(error)
         self._work(batch)
@@ -426,9 +454,10 @@ class Poller:
 
     def _work(self, batch: list[tuple[SocketTransport, bytes]]) -> None:
         """Feed what was read, then flush."""
-        until = perf_counter() + _PATIENCE
+        until = min(perf_counter() + _PATIENCE, self._until)
+        reads = iter(batch)
         try:
-            for transport, data in batch:
+            for transport, data in reads:
                 if transport.closed:  # by what another one has brought
                     continue
                 transport.corked = True
@@ -436,9 +465,13 @@ class Poller:
                     transport.receiver._on_data(data)
                 except Exception as error:
                     transport.report(error)
-                if perf_counter() > until:
+                if (now := perf_counter()) > until:
                     self._settle(batch)
-                    until = perf_counter() + _PATIENCE
+                    until = now + _PATIENCE
+                    if now > self._until:
+                        self._late = True
+                        for late, unfed in reads:
+                            late.put_off(unfed)
         finally:
             self._settle(batch)
             batch.clear()

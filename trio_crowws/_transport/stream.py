@@ -26,7 +26,17 @@ _PIECE = 64 * 1024
 class StreamTransport(Transport):
     """One stream, with the tasks that pump its bytes."""
 
-    __slots__ = ("_at_end", "_handshake_deadline", "_idle_writer", "_resumed", "_running", "_scope", "_stream", "_tls")
+    __slots__ = (
+        "_at_end",
+        "_handshake_deadline",
+        "_idle_writer",
+        "_resumed",
+        "_running",
+        "_scope",
+        "_stream",
+        "_tls",
+        "_unfed",
+    )
 
     def __init__(
         self,
@@ -46,6 +56,7 @@ class StreamTransport(Transport):
         self._at_end = False
         self._resumed = trio.Event()
         self._idle_writer: trio.lowlevel.Task | None = None
+        self._unfed = b""  # what was read when it was too late to work on it
         self._tls = as_tls(stream)
         self.secure = self._tls is not None
 
@@ -95,14 +106,12 @@ class StreamTransport(Transport):
 
     async def _read_pump(self) -> None:
         while not self.closed:
-            if self.paused:
+            if self.paused or self.more:
+                # There may be as many pumps as peers. So that they take turns, they are not served by themselves.
+                if not self.paused:
+                    self.ask_for_turn()
                 self._resumed = trio.Event()
                 await self._resumed.wait()
-                continue
-            if self.more:
-                self.more = False
-                await trio.lowlevel.checkpoint()
-                self._feed(b"")
                 continue
             try:
                 data = await self._stream.receive_some(READ_SIZE)
@@ -113,7 +122,11 @@ class StreamTransport(Transport):
             if not data:
                 self._ended()
                 return
-            self._feed(bytes(data))
+            if self._turns.has_time():
+                self._feed(bytes(data))
+            else:
+                self._unfed = bytes(data)
+                self.more = True
 
     def _ended(self) -> None:
         if self._closing is not None:
@@ -197,10 +210,13 @@ class StreamTransport(Transport):
         self._resumed.set()
 
     def turn(self) -> None:
-        # What is left of a long batch is the reading pump's business, which yields between its turns.
-        self._waits_for_turn = False
-        if self._out:
-            self.flush()
+        super().turn()
+        if self.more and not self.paused:
+            self.more = False
+            data, self._unfed = self._unfed, b""
+            self._feed(data)
+            if not self.more:
+                self._resumed.set()
 
     def _flushed_for_close(self) -> None:
         self._resumed.set()
