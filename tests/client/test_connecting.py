@@ -488,32 +488,6 @@ async def test_why_there_is_no_socket() -> None:
     assert caught.value.errno == errno.ENOENT
 
 
-@pytest.mark.parametrize(
-    ("numbers", "expected"),
-    [
-        ((errno.ECONNREFUSED, errno.ECONNREFUSED), errno.ECONNREFUSED),
-        ((errno.ECONNREFUSED, errno.ENETUNREACH), None),
-    ],
-)
-async def test_several_addresses(
-    monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...], expected: int | None
-) -> None:
-    """Each reason is named once, and there is an errno if there is one reason."""
-    attempts = [OSError(number, f"Error with address {place}") for place, number in enumerate(numbers)]
-
-    async def fail(host: str, port: int) -> trio.SocketStream:
-        await trio.lowlevel.checkpoint()
-        raise OSError("all attempts failed") from ExceptionGroup("all attempts failed", attempts)
-
-    monkeypatch.setattr(trio, "open_tcp_stream", fail)
-    with pytest.raises(ConnectFailed) as caught:
-        async with connect("ws://two.example/"):
-            pass
-    reasons = ", ".join(dict.fromkeys(map(os.strerror, numbers)))
-    assert str(caught.value) == f"cannot connect to two.example:80: {reasons}"
-    assert caught.value.errno == expected
-
-
 async def test_a_name_that_nobody_has() -> None:
     """The resolver's error is an `OSError`, too."""
 

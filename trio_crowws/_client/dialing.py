@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
 from ..errors import ConnectFailed, ProxyError
+from .resolving import connect_to, resolve
 
 if TYPE_CHECKING:
     from .._protocol.tunnel import Tunnel
@@ -45,7 +46,7 @@ async def dial(target: Target, tunnel: Tunnel | None) -> socket.socket:
         try:
             stream = await trio.open_unix_socket(target.unix)
         except OSError as error:
-            raise _failure(f"the Unix socket {target.unix!r}", error) from error
+            raise _failure(f"the Unix socket {target.unix!r}", [error]) from error
     else:
         stream = await _dial_tcp(target.dialled, target.port, target.tunnel)
     return socket.socket(fileno=stream.socket.detach())
@@ -53,15 +54,28 @@ async def dial(target: Target, tunnel: Tunnel | None) -> socket.socket:
 
 async def _dial_tcp(host: str, port: int, name: str) -> trio.SocketStream:
     try:
-        return await trio.open_tcp_stream(host, port)  # which races the addresses, and sets TCP_NODELAY
+        places = await resolve(host, port)
     except OSError as error:
-        raise _failure(name, error) from error
+        raise _failure(name, [error]) from error
+    made = await connect_to(places)
+    if isinstance(made, trio.SocketStream):
+        return made
+    raise _failure(name, made) from _joined(made)
 
 
-def _failure(name: str, error: OSError) -> ConnectFailed:
+def _joined(errors: Sequence[OSError]) -> OSError:
+    """One error for all of them, which are behind it."""
+    if len(errors) == 1:
+        return errors[0]
+    joined = OSError("no address has answered")
+    joined.__cause__ = ExceptionGroup("no address has answered", errors)
+    return joined
+
+
+def _failure(name: str, errors: Sequence[OSError]) -> ConnectFailed:
     """The error for whoever wanted to connect to `name`: with the reasons of all attempts, each of them once."""
     reasons: dict[str, int | None] = {}
-    for each in _origins(error):
+    for each in errors:
         if isinstance(each, socket.gaierror) or each.errno is None:
             reasons[each.strerror or str(each)] = None  # a resolver has numbers of its own
         else:
@@ -70,16 +84,6 @@ def _failure(name: str, error: OSError) -> ConnectFailed:
     if len(reasons) == 1:
         [failure.errno] = reasons.values()
     return failure
-
-
-def _origins(error: OSError) -> Iterator[OSError]:
-    """What the system has said: a failure of Trio's stands for one attempt with each address."""
-    cause = error.__cause__
-    if isinstance(cause, ExceptionGroup):
-        for each in cast("ExceptionGroup[OSError]", cause).exceptions:
-            yield from _origins(cast("OSError", each))
-    else:
-        yield error
 
 
 async def _dig(stream: trio.SocketStream, tunnel: Tunnel) -> None:
