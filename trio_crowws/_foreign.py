@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType, TracebackType
-from typing import Final, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar, cast
 
 __all__ = [
     "cause_of",
@@ -67,7 +67,7 @@ _members: Callable[[BaseException], tuple[BaseException, ...]] = BaseExceptionGr
 
 
 def quoted(text: str, limit: int = _SHORT) -> str:
-    """What a peer sent, for a log line or a message: in quotes, as ASCII, cut to `limit` characters with the escapes."""
+    """What a peer sent, for a log line or a message: in quotes, as ASCII, cut to `limit` characters of that."""
     if len(text) <= limit and text.isascii() and text.isprintable():
         return ascii(text)
     for number, char in enumerate(text):
@@ -118,21 +118,25 @@ def class_name(value: object) -> str:
 
 def name_of(function: object) -> str:
     """What a callable is called, for messages and for the names of tasks; no code of its own runs."""
+    callee: Any = function
     for _ in range(10):  # a partial of a partial of a method
-        if type(function) is MethodType:
-            function = function.__func__
-        elif type(function) is partial:
-            function = function.func
+        if type(callee) is MethodType:
+            callee = callee.__func__
+        elif type(callee) is partial:
+            callee = callee.func
         else:
             break
-    kind = type(function)
+    kind = cast("type[object]", type(callee))
     if kind is FunctionType:
-        return plain(function.__qualname__)  # type: ignore[attr-defined]
+        return plain(callee.__qualname__)
     if kind is BuiltinFunctionType:
-        return plain(function.__name__)  # type: ignore[attr-defined]
+        return plain(callee.__name__)
     if issubclass(kind, type):
-        return plain(_qualname(function))  # type: ignore[arg-type]
-    name = inspect.getattr_static(function, "__qualname__", None)  # what functools.update_wrapper has put there
+        return plain(_qualname(callee))
+    try:
+        name = inspect.getattr_static(callee, "__qualname__", None)  # what functools.update_wrapper has put there
+    except Exception:  # a metaclass does not let its classes be looked at
+        name = None
     return plain(name if type(name) is str else _qualname(kind))
 
 
@@ -225,7 +229,8 @@ def select(error: BaseException, wanted: Callable[[BaseException], bool]) -> Bas
     if not chosen:
         return None
     try:
-        return _part(error, {id(leaf) for leaf in chosen}, all(is_a(leaf, Exception) for leaf in chosen))
+        parts: dict[int, BaseException | None] = {id(leaf): leaf for leaf in chosen}
+        return _part(error, parts, all(is_a(leaf, Exception) for leaf in chosen))
     except Exception:  # nested too deeply, or memory is short
         return chosen[0] if len(chosen) == 1 else BaseExceptionGroup("several exceptions", chosen)
 
@@ -237,14 +242,21 @@ def divisible(error: BaseException) -> BaseException:
     return whole
 
 
-def _part(error: BaseException, wanted: set[int], plain: bool) -> BaseException | None:
-    """The part of `error` whose leaves are `wanted`; `plain` if all of them are of the class `Exception`."""
-    if not is_a(error, BaseExceptionGroup):
-        return error if id(error) in wanted else None
-    members = members_of(error)
-    kept = [part for member in members if (part := _part(member, wanted, plain)) is not None]
-    if not kept:
-        return None
+def _part(error: BaseException, parts: dict[int, BaseException | None], plain: bool) -> BaseException | None:
+    """The part of `error` whose leaves are in `parts`, where all that is made is entered.
+
+    `plain` says that all of these leaves are of the class `Exception`.
+    """
+    if id(error) not in parts:
+        members = members_of(error)
+        kept = [part for member in members if (part := _part(member, parts, plain)) is not None]
+        parts[id(error)] = _group(error, members, kept, plain) if kept else None
+    return parts[id(error)]
+
+
+def _group(
+    error: BaseException, members: tuple[BaseException, ...], kept: list[BaseException], plain: bool
+) -> BaseException:
     if not plain:  # Trio splits it again, so no code of the application's may be in the way
         return _dressed(BaseExceptionGroup(_message(error), kept), error)
     if is_a(error, Exception) and len(kept) == len(members) and all(map(operator.is_, kept, members)):
@@ -253,14 +265,13 @@ def _part(error: BaseException, wanted: set[int], plain: bool) -> BaseException 
 
 
 def _derive(error: BaseException, kept: list[BaseException]) -> BaseException:
-    made: BaseException
+    group: Any = error
     try:
-        made = error.derive(kept)  # type: ignore[attr-defined]
-        fits = is_a(made, ExceptionGroup) and all(map(operator.is_, members_of(made), kept))
-        fits = fits and len(members_of(made)) == len(kept)
+        made: Any = group.derive(kept)
+        members = members_of(made) if is_a(made, BaseExceptionGroup) and is_a(made, Exception) else ()
     except Exception:
-        fits = False
-    if not fits:
+        made, members = None, ()
+    if len(members) != len(kept) or not all(map(operator.is_, members, kept)):
         made = BaseExceptionGroup(_message(error), kept)
     return _dressed(made, error)
 

@@ -165,12 +165,19 @@ def _frames(traceback: TracebackType | None, top: int, bottom: int) -> list[str]
     if count == 0:
         return []
     if count <= top + bottom:
-        entries = format_list(extract_tb(traceback))
+        entries = _entries(traceback, None)
     else:
         left_out = f"  ({count - top - bottom} frames are left out)"
-        entries = [*format_list(extract_tb(traceback, top)), left_out, *format_list(extract_tb(traceback, -bottom))]
+        entries = [*_entries(traceback, top), left_out, *_entries(traceback, -bottom)]
     lines = [line for entry in entries for line in entry.removesuffix("\n").split("\n")]
     return ["Traceback (most recent call last):", *map(_printable, lines)]
+
+
+def _entries(traceback: TracebackType | None, limit: int | None) -> list[str]:
+    frames = extract_tb(traceback, limit)
+    for frame in frames:
+        frame.filename, frame.name = _printable(frame.filename), _printable(frame.name)
+    return format_list(frames)
 
 
 def _printable(line: str) -> str:

@@ -242,7 +242,7 @@ BANNERS = {
     "a handshake of TLS": (b"\x16\x03\x03", "a record of TLS: "),
     "one byte of TLS": (b"\x15", "a record of TLS: "),
     "no TLS": (b"\x15\x04\x00", r"and not HTTP/1.1: '\\x15\\x04\\x00'$"),
-    "a terminal's command": (b"\x1b]0;a\x07" + b"x" * 500, r"and not HTTP/1.1: '\\x1b\]0;a\\x07x{94}\.\.\.'$"),
+    "a terminal's command": (b"\x1b]0;a\x07" + b"x" * 500, r"and not HTTP/1.1: '\\x1b\]0;a\\x07x{88}\.\.\.'$"),
     "a status of two digits": (b"HTTP/1.1 20 OK", "and not HTTP/1.1: 'HTTP/1.1 20 OK'$"),
     "small letters": (b"http/1.1 101", "and not HTTP/1.1: 'http/1.1 101'$"),
 }
