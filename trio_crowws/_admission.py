@@ -11,10 +11,10 @@ is seen by its own code, from `origins` to `on_close`, and by no other connectio
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -53,6 +53,7 @@ class Admission:
       tasks: connections and pages that are being served.
       closing: set once; every request from then on gets a 503.
       welcome: is given every connection that opens while the server shuts down.
+      overrides: options in place of those of every route; for the testing kit.
     """
 
     def __init__(self, site: Site, engine: Engine) -> None:
@@ -68,6 +69,7 @@ class Admission:
         self.tasks = 0
         self.closing = False
         self.welcome: Callable[[Connection], None] | None = None
+        self.overrides: Mapping[str, Any] = {}
 
     def new_opening(self) -> Opening:
         """The receiver for a transport that was just accepted."""
@@ -141,17 +143,18 @@ class Admission:
 
     def _dispatch_upgrade(self, opening: Opening, request: Request, route: Route) -> None:
         accept = check_upgrade(request)
-        opening.allow(route.options.handshake_timeout)
+        options = route.options.for_route(route.path, self.overrides) if self.overrides else route.options
+        opening.allow(options.handshake_timeout)
         limit = self._site.options.max_connections
         if limit is not None and self._site._occupied >= limit:
             raise HandshakeError(503, "too many connections", _RETRY)
-        origins = route.options.origins
+        origins = options.origins
         if not callable(origins):
             check_origin(origins, request)
         nursery = self.nurseries.get(route)
         if nursery is None or nursery.cancel_scope.cancel_called:
             raise HandshakeError(503, "this route is not being served", _RETRY)
-        upgrade = Upgrade(opening, request, route, route._shared_callbacks, accept, nursery)
+        upgrade = Upgrade(opening, request, route, options, route._shared_callbacks, accept, nursery)
         conn = None
         if upgrade.callbacks is not None and not callable(origins) and self._decider.agrees(upgrade.callbacks.accept):
             # Where nobody is to be asked, the peer does not have to wait until the task has its first turn.
@@ -235,7 +238,7 @@ class Admission:
         """
         if upgrade.opening.answered:
             raise SHUTTING_DOWN
-        origins = upgrade.route.options.origins
+        origins = upgrade.options.origins
         if callable(origins):
             call_plain(check_origin, origins, upgrade.request)
         return upgrade.callbacks or call_plain(upgrade.route._make_callbacks)

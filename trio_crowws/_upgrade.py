@@ -55,12 +55,14 @@ class Upgrade(NamedTuple):
     """A request for an upgrade that has passed the protocol's checks.
 
     Attributes:
+      options: those of the route, as they were when the request came.
       callbacks: what to call; `None` until the connection has its own handler object.
     """
 
     opening: Opening
     request: Request
     route: Route
+    options: Options
     callbacks: Callbacks | None
     accept: str
     nursery: trio.Nursery
@@ -189,7 +191,7 @@ def open_connection(
       Undecided: `accepted` names a subprotocol that the client has not offered.
     """
     route, request, opening = upgrade.route, upgrade.request, upgrade.opening
-    options = route.options
+    options = upgrade.options
     subprotocol = accepted.subprotocol
     if subprotocol is None:
         if options.subprotocols:

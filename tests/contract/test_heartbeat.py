@@ -362,6 +362,7 @@ async def test_a_slow_reader_is_no_dead_peer(autojump_clock: MockClock) -> None:
 
     # In lockstep nothing is on its way: what the peer does not take, the server cannot send.
     async with connect(app, "/", streams=trio.testing.lockstep_stream_pair) as peer:
+        peer.pause_reading()
         taken = 0
         while taken < size:
             await trio.sleep(8)

@@ -251,6 +251,7 @@ LAYERS = [
     ["_client"],
     ["_app", "_admission", "_listeners", "_rooms", "_route", "_running", "_server", "_site", "_stats", "_upgrade"],
     ["__init__"],
+    ["_testing"],
     ["_cli", "cli", "testing"],
     ["__main__"],
 ]
@@ -366,7 +367,7 @@ def test_only_the_protocol_layer_and_the_kit_know_h11_and_wsproto() -> None:
     """What another library is used for stays behind the protocol layer; the test kit is a client of its own."""
     for path in PACKAGE.rglob("*.py"):
         if any(module.split(".")[0] in FOREIGN for module, _ in imports(path)):
-            assert path.parent.name == "_protocol" or path.name == "testing.py", path
+            assert path.parent.name in ("_protocol", "_testing"), path
 
 
 def test_the_package_is_typed() -> None:

@@ -33,7 +33,7 @@ import idna
 from .._foreign import quoted
 from ..errors import InvalidURL
 
-__all__ = ["Proxy", "Target", "parse_proxy", "parse_url", "redirected"]
+__all__ = ["Proxy", "Target", "parse_proxy", "parse_resource", "parse_url", "redirected"]
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {"ws": 80, "wss": 443, "http": 80}
 
@@ -147,6 +147,20 @@ def parse_url(url: str) -> Target:
     return Target(scheme, host, zone, port, None, _resource(rest))
 
 
+def parse_resource(path: str) -> str:
+    """Path and query as a client sends them which was given them without a URL around.
+
+    Raises:
+      TypeError: it is not a str.
+      InvalidURL: it holds what a URL must not hold.
+    """
+    if not isinstance(path, str):
+        raise TypeError(f"the path must be a str, not {type(path).__name__}")
+    _refuse_bad(path, "the path")
+    _refuse_fragment(path, "the path")
+    return _resource(path) if path[:1] in ("", "/", "?") else quote(path, safe=_KEPT)
+
+
 def parse_proxy(url: str) -> Proxy:
     """Take the URL of a proxy apart: `http://[user[:password]@]host[:port]`.
 
@@ -216,16 +230,24 @@ def _is_link_local(host: str) -> bool:
 def _split(url: str, what: str, example: str) -> tuple[str, str, str]:
     if not isinstance(url, str):
         raise TypeError(f"{what} must be a str, not {type(url).__name__}")
+    _refuse_bad(url, what)
+    match = _SPLIT.fullmatch(url)
+    if match is None:
+        raise InvalidURL(f"{what} {_plain(url)} has no scheme; it looks like {example}")
+    _refuse_fragment(url, what)
+    return match["scheme"].lower(), match["authority"], match["rest"]
+
+
+def _refuse_bad(url: str, what: str) -> None:
     bad = _BAD.search(url)
     if bad is not None:
         kind = "a space" if bad[0] == " " else "a control character" if bad[0] < "\ud800" else "a lone surrogate"
         raise InvalidURL(f"{what} {_plain(url)} holds {kind}")
-    match = _SPLIT.fullmatch(url)
-    if match is None:
-        raise InvalidURL(f"{what} {_plain(url)} has no scheme; it looks like {example}")
+
+
+def _refuse_fragment(url: str, what: str) -> None:
     if "#" in url:
         raise InvalidURL(f"{what} {_plain(url)} has a fragment; where a # belongs to it, it is %23")
-    return match["scheme"].lower(), match["authority"], match["rest"]
 
 
 def _plain(url: str) -> str:
