@@ -143,7 +143,7 @@ class Admission:
 
     def _dispatch_upgrade(self, opening: Opening, request: Request, route: Route) -> None:
         accept = check_upgrade(request)
-        options = route.options.for_route(route.path, self.overrides) if self.overrides else route.options
+        options = route.options._for_route(route.path, self.overrides) if self.overrides else route.options
         opening.allow(options.handshake_timeout)
         limit = self._site.options.max_connections
         if limit is not None and self._site._occupied >= limit:
@@ -257,7 +257,7 @@ class Membership:
 
     def enter(self) -> None:
         """The connection is open."""
-        self._conn.request.compact()
+        self._conn.request._compact()
         self._admission.connections.add(self._conn)
         self._site._enter(self._conn, self._route)
         if self._admission.welcome is not None:

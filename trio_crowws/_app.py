@@ -28,6 +28,9 @@ class App(Site):
     Args:
       options: see `Options`; they hold for every route that does not set its own.
 
+    Attributes:
+      options: the same, as an `Options`.
+
     Raises:
       TypeError: an option is unknown or has a value of the wrong type.
       ValueError: an option has a value that is not allowed; the message names it.

@@ -60,7 +60,12 @@ def check_close(code: int, reason: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class CloseFrame:
-    """One Close frame as it travelled: `code` is `None` for a frame without a payload."""
+    """One Close frame as it travelled.
+
+    Attributes:
+      code: `None` for a frame without a payload.
+      reason: the text that stood behind the code.
+    """
 
     code: int | None
     reason: str = ""

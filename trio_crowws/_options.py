@@ -295,31 +295,31 @@ class Options:
                 object.__setattr__(self, name, tuple(items))
 
     @property
-    def read_ahead(self) -> int:
+    def _read_ahead(self) -> int:
         """The receive buffer in bytes, with the default filled in."""
         return self.receive_buffer or self.max_payload or MIB
 
     @property
-    def unsent(self) -> int | None:
+    def _unsent(self) -> int | None:
         """`unsent_limit` in bytes, with `"auto"` decided; `None` to leave it to the operating system."""
         if self.unsent_limit != "auto":
             return self.unsent_limit
         return _LATEST_UNSENT if self.on_slow == "latest" else _UNSENT
 
     @property
-    def queue_limit(self) -> int:
+    def _queue_limit(self) -> int:
         """From how many queued bytes on `on_slow` decides."""
-        if self.on_slow == "latest" and self.unsent is not None:
-            return min(self.send_limit, self.unsent)
+        if self.on_slow == "latest" and self._unsent is not None:
+            return min(self.send_limit, self._unsent)
         return self.send_limit
 
     @classmethod
-    def for_app(cls, given: Mapping[str, Any]) -> Options:
+    def _for_app(cls, given: Mapping[str, Any]) -> Options:
         """The options of `App(**given)`."""
         _refuse_unknown("App", given)
         return cls(**given)
 
-    def for_route(self, path: str, given: Mapping[str, Any]) -> Options:
+    def _for_route(self, path: str, given: Mapping[str, Any]) -> Options:
         """These options with the ones `given` to the route at `path` in place of the application's."""
         _refuse_unknown(f"the route {path!r}", given)
         for name in given:
@@ -328,7 +328,7 @@ class Options:
         return dataclasses.replace(self, **given)
 
     @classmethod
-    def for_client(cls, own: Sequence[str], given: Mapping[str, Any]) -> Options:
+    def _for_client(cls, own: Sequence[str], given: Mapping[str, Any]) -> Options:
         """The options of `connect(..., **given)`, which has others of its `own`."""
         for name in given:
             if name not in CLIENT_OPTIONS:

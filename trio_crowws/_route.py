@@ -37,7 +37,7 @@ class Route:
 
     def __init__(self, path: str, app_options: Options, given: dict[str, Any]) -> None:
         self.path = path
-        self.options = app_options.for_route(path, given)
+        self.options = app_options._for_route(path, given)
         self._callbacks = Callbacks()
         self._plan: HandlerPlan | None = None
         self._connections: set[Connection] = set()
@@ -132,7 +132,7 @@ class Route:
         return self._option("subprotocols", names)
 
     def _option(self, name: str, value: object) -> Route:
-        self.options = self.options.for_route(self.path, {name: value})
+        self.options = self.options._for_route(self.path, {name: value})
         return self
 
     # The Python spellings return the function.

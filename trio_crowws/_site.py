@@ -27,7 +27,7 @@ class Site:
     """An application without the ways to serve it, which is all that a server needs to know of it."""
 
     def __init__(self, **options: Any) -> None:
-        self.options = Options.for_app(options)
+        self.options = Options._for_app(options)
         self._routes: Router[Route] = Router("WebSocket route")
         self._pages: Router[HTTPRoute] = Router("HTTP route")
         self._middlewares: list[Callback] = []

@@ -219,7 +219,7 @@ def open_connection(
         conn._compress_with(packers.get(agreement.setting, options.compression.threshold), agreement.header)
     conn.subprotocol = subprotocol
     conn.userdata = accepted.userdata
-    opening.transport.limit_unsent(options.unsent)
+    opening.transport.limit_unsent(options._unsent)
     opening.hand_over()
     opening.transport.receiver = conn
     opening.transport.eager = not opening.transport.corked  # nothing will follow that could go along with it

@@ -80,7 +80,7 @@ def connect(
         raise TypeError(f"testing.connect takes an App and a path, not {type(app).__name__}")
     check_option("compression", compression)
     parse_resource(path)
-    app.options.for_route(path, options)
+    app.options._for_route(path, options)
 
     async def shake(near: trio.abc.HalfCloseableStream, faults: FaultyStream) -> Peer:
         peer = await shake_hands(

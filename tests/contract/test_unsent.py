@@ -107,7 +107,7 @@ def test_a_socket_that_was_reset_has_no_options() -> None:
 )
 def test_where_the_policy_begins(options: dict[str, Any], limit: int) -> None:
     """With `on_slow="latest"` no more than `unsent_limit` is queued, else as much as `send_limit` says."""
-    assert Options(**options).queue_limit == limit
+    assert Options(**options)._queue_limit == limit
 
 
 def waiting() -> dict[str, Callable[..., Any]]:

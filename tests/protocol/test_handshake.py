@@ -172,7 +172,7 @@ def test_http_1_0() -> None:
     """HTTP/1.0 is read, also without any header line; the host is then unknown."""
     request = read(b"GET /a HTTP/1.0\r\n\r\n")
     assert (request.http_version, request.path, request.host, list(request.headers)) == ("1.0", "/a", "", [])
-    request.compact()
+    request._compact()
     assert list(request.headers) == []
     request = read(b"HEAD http://h:81/a HTTP/1.0\r\nA: b\r\n\r\n")
     assert (request.host, request.headers["a"]) == ("h:81", "b")

@@ -31,7 +31,7 @@ TLS = 256 * KIB
 def receiving_bytes(options: Options, *, text: bool) -> int:
     """What the peer has sent and the handler has not finished with."""
     assert options.max_payload is not None
-    waiting = options.read_ahead + options.max_payload + (READ if options.compression is None else 2 * READ)
+    waiting = options._read_ahead + options.max_payload + (READ if options.compression is None else 2 * READ)
     handled = options.max_payload
     return (4 if text else 1) * (waiting + handled)
 

@@ -169,7 +169,7 @@ async def test_what_waits_for_a_busy_handler(name: str) -> None:
         await pour(streams, data)
         each = lab.each()
         assert all(conn.is_open for conn in lab.conns)
-    check(name, each, 0.9 * density * LIMITS.read_ahead, receiving_bytes(LIMITS, text=text) + IDLE)
+    check(name, each, 0.9 * density * LIMITS._read_ahead, receiving_bytes(LIMITS, text=text) + IDLE)
 
 
 @pytest.mark.parametrize("step", [7, 100, 5000, 100_000])
@@ -412,7 +412,7 @@ async def test_small_bombs_that_wait_for_a_busy_handler(opcode: int, size: int) 
         assert all(conn.is_open for conn in lab.conns)
     options = Options(**SMALL, compression=deflate)  # type: ignore[arg-type]
     at_most = receiving_bytes(options, text=opcode == 1) + compression_bytes(deflate) + IDLE
-    check(f"bombs of {size} as opcode {opcode}", each, 0.9 * (4 if opcode == 1 else 1) * options.read_ahead, at_most)
+    check(f"bombs of {size} as opcode {opcode}", each, 0.9 * (4 if opcode == 1 else 1) * options._read_ahead, at_most)
 
 
 @pytest.mark.parametrize("opcode", [1, 2])

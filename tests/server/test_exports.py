@@ -162,6 +162,46 @@ def test_every_public_name_has_a_docstring(name: str, value: Any) -> None:
         assert not doc.startswith(f"{value.__name__}(")  # what dataclass would make up
 
 
+REFERENCE = PACKAGE.parent / "docs" / "reference"
+
+
+def referenced(name: str) -> set[str] | None:
+    """What the reference shows of the class `name`; `None` for all of it."""
+    text = "\n".join(path.read_text() for path in REFERENCE.glob("*.md"))
+    shown = set(re.findall(rf"auto(?:method|property|attribute):: {name}\.(\w+)", text))
+    for options in re.findall(rf"auto(?:class|exception):: {name}\n((?:   +.*\n)*)", text):
+        members = re.search(r":members:(.*(?:\n +[^:\n]*)*)", options)
+        if members is not None and not members[1].strip():
+            return None
+        shown |= set(re.findall(r"\w+", members[1])) if members is not None else set()
+    return shown
+
+
+def offered(cls: type) -> set[str]:
+    """The public names of an object of `cls`, as far as this package gives them: what autocompletion offers."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("trio_crowws"):
+            names |= {*vars(base), *getattr(base, "__slots__", ())}
+            names |= set(re.findall(r"^ {8}self\.(\w+)(?:: [^=]*)? = ", inspect.getsource(base), re.MULTILINE))
+    return {name for name in names if not name.startswith("_")}
+
+
+PUBLIC_CLASSES = [
+    getattr(trio_crowws, name) for name in trio_crowws.__all__ if inspect.isclass(getattr(trio_crowws, name))
+]
+
+
+@pytest.mark.parametrize("cls", PUBLIC_CLASSES, ids=lambda cls: cls.__name__)
+def test_what_is_offered_is_documented(cls: type) -> None:
+    """A public name of a public object is in the reference or the docstring of its class; others have an underscore."""
+    shown = referenced(cls.__name__)
+    if shown is not None:
+        docs = "\n".join(base.__doc__ or "" for base in cls.__mro__ if base.__module__.startswith("trio_crowws"))
+        told = " ".join([*re.findall(r"^ {2,}([\w, ]+): ", docs, re.MULTILINE), *re.findall(r"`\w+`", docs)])
+        assert offered(cls) - shown - set(re.findall(r"\w+", told)) == set()
+
+
 def test_every_option_is_documented() -> None:
     """Every field of Options and of Deflate is followed by a sentence."""
     check_fields(trio_crowws.Options, PACKAGE / "_options.py")

@@ -297,7 +297,7 @@ def test_read_ahead() -> None:
     """Where receive_buffer is not set it is max_payload, and 1 MiB where that is off."""
 
     def read_ahead(route: Route) -> int:
-        return route.options.read_ahead
+        return route.options._read_ahead
 
     app = App()
     assert read_ahead(app.websocket("/1")) == 1 << 20

@@ -154,7 +154,7 @@ def _plan(
             if name in options:
                 raise TypeError(f"heartbeat sets {name}; give one of the two")
             options[name] = heartbeat
-    checked = Options.for_client(_OWN, {"subprotocols": subprotocols, **options})
+    checked = Options._for_client(_OWN, {"subprotocols": subprotocols, **options})
     given = check_headers(headers, owned=True)
     names = [name.lower() for name, _ in given]
     if names.count("host") > 1:

@@ -232,7 +232,7 @@ class Connecting:
             local_address=transport.local_address,
             secure=transport.secure,
         )
-        described.compact()
+        described._compact()
         conn, self._nursery = _make_connection(described, options, transport, shared, reader, self.callbacks)
         conn.response = response
         conn.subprotocol = subprotocol
@@ -241,7 +241,7 @@ class Connecting:
             if agreement.setting is not None:
                 packer = Packer(Compressor(agreement.setting), options.compression.threshold)
             conn._compress_with(packer, agreement.header)
-        transport.limit_unsent(options.unsent)
+        transport.limit_unsent(options._unsent)
         transport.receiver = conn
         log_start(conn)
         conn._begin(opening.early_data)

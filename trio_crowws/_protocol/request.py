@@ -178,7 +178,7 @@ class Request:
             self._state = {}
         return self._state
 
-    def compact(self) -> None:
+    def _compact(self) -> None:
         """Keep the headers in one piece until somebody asks for them again: most connections never do."""
         if not self._lines:
             lines = (f"{name}: {value}" for name in self.headers for value in self.headers.get_all(name))

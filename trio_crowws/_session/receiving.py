@@ -75,7 +75,7 @@ class Receiving(Sending):
         self._callbacks = callbacks
         self._inbox: deque[str | bytes | Ping | Pong] | None = None  # made with the first message; it is not small
         self._inbox_size = 0
-        self._read_ahead = parts.options.read_ahead
+        self._read_ahead = parts.options._read_ahead
         self._interrupt: BaseException | None = None
         self._waiter: trio.lowlevel.Task | None = None
         self._idle = False

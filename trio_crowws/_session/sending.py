@@ -74,7 +74,7 @@ class Sending(Ending):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
-        self._limit = parts.options.queue_limit
+        self._limit = parts.options._queue_limit
         self._high_water = min(parts.options.send_high_water, self._limit)
         self._progress: trio.lowlevel.ParkingLot | None = None
         self._line: trio.StrictFIFOLock | None = None
