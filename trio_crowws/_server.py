@@ -328,6 +328,8 @@ class Server:
             self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
             await self._admission.wait_quiet()
         if self._admission.tasks:
+            await self._engine.timers.catch_up()  # perhaps the last answers have been waiting in the kernel
+        if self._admission.tasks:
             log.warning("%d handlers still ran after the grace of %g s and are cancelled", self._admission.tasks, grace)
 
     async def _accept_the_last(self) -> None:

@@ -122,7 +122,7 @@ class Decider:
         Raises:
           Undecided: it failed or took too long, or the server shuts down.
         """
-        with trio.CancelScope(deadline=opening.deadline) as scope:
+        with opening.fair_scope() as scope:
             self._asking[opening] = scope
             try:
                 return await call(callback, request)

@@ -35,6 +35,7 @@ from .._session.ending import Parts
 from .._session.handlers import Callback, Callbacks
 from .._session.lifecycle import leave, log_start
 from .._transport.stream import addresses_of, close_stream, plain_address
+from .._transport.timers import FairScope
 from ..errors import ConnectFailed, HandshakeTimeout, Rejected
 from .dialing import dial
 from .opening import Opening
@@ -108,7 +109,7 @@ class Connecting:
                 await close_stream(plan.stream)
             raise ConnectFailed(f"the system has no descriptor left: {error}") from error
         try:
-            with trio.CancelScope(deadline=trio.current_time() + plan.open_timeout):
+            with FairScope(self._shared.engine.timers, trio.current_time() + plan.open_timeout, self._has_moved):
                 await self._shared.engine.wait_running()
                 self._conn = await self._connect()
             if self._conn is None:
@@ -247,6 +248,10 @@ class Connecting:
         conn._begin(opening.early_data)
         self._opening = None
         return conn
+
+    def _has_moved(self, now: float) -> bool:
+        transport = None if self._opening is None else self._opening.transport
+        return transport is not None and transport.shook_hands_at >= now
 
     # Giving up
 

@@ -17,7 +17,6 @@ Theory of operation
 from __future__ import annotations
 
 import logging
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +24,7 @@ import trio
 
 from .._foreign import consists_of, explain, place, quoted
 from .._log import log
+from .._transport.timers import Timer
 from .calling import Call
 from .tasks import log_failure, sift, sort_out
 
@@ -65,9 +65,12 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     try:
         with conn.cancel_scope:
             if conn.buffered:  # nearly always the kernel has taken the 101 already
-                conn.cancel_scope.deadline = deadline
-                await conn._wait_flushed()
-                conn.cancel_scope.deadline = math.inf
+                late = Timer(conn._timers, lambda now: conn.cancel_scope.cancel(), conn._transport)
+                late.arm(deadline)
+                try:
+                    await conn._wait_flushed()
+                finally:
+                    late.cancel()
             if conn.is_open:
                 opened = True
                 listed.enter()
@@ -170,6 +173,8 @@ async def _close(conn: Connection, pending: BaseException | None) -> BaseExcepti
         try:
             with trio.CancelScope(deadline=trio.current_time() + CANCELLED_GRACE, shield=True):
                 await conn.wait_closed()
+            if conn.close_info is None:  # perhaps the peer's Close has been waiting in the kernel
+                await conn._timers.catch_up()
         except KeyboardInterrupt as error:  # in the block of a client, the second one: it does not want to wait
             pending = _weightier(pending, error)
     conn._give_up_closing()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .._foreign import describe, explain, place, quoted, quoted_text, text_of
 from .._log import log
 from .._protocol.handshake import RequestReader, http_response
-from .._transport.timers import Timer
+from .._transport.timers import FairScope, Timer
 from ..errors import HandshakeError
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ class Opening:
         self._request = request
         self._admit(self, request)
 
+    def fair_scope(self) -> FairScope:
+        """A scope that ends at `deadline`, for what is done with the request."""
+        return FairScope(self._timers, self.deadline)
+
     def hand_over(self) -> None:
         """The request is accepted; from here on the transport belongs to the connection."""
         self._finish()
@@ -166,5 +170,9 @@ class Opening:
         """Some of the answer has left."""
 
     def _on_timer(self, now: float) -> float | None:
+        stood_still = self._timers.stood_still
+        if stood_still and self.transport.shook_hands_at >= now:
+            # What the peer has to say next, it could not say before it was answered.
+            return now + min(stood_still, self.deadline - self._start)
         self.refuse(HandshakeError(408, "the request did not arrive in time"))
         return None

@@ -27,6 +27,7 @@ next pass. What one transport does in one go is bounded by its receiver, which s
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from time import perf_counter
@@ -230,6 +231,16 @@ class Transport(ABC):
 
         `None` leaves it to the kernel.
         """
+
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to read that waits for a turn."""
+        return self.more and not self.paused and not self.closed
+
+    @property
+    def shook_hands_at(self) -> float:
+        """When something of a TLS handshake that still goes on came in the last time."""
+        return -math.inf
 
     def pause(self) -> None:
         """Stop reading. What the peer sends stays in the kernel, and the peer notices."""
@@ -438,9 +449,20 @@ class TurnQueue:
         system call after each task would leave little of the interpreter in the processor's caches for the next one.
       passes: how often the task has come round; so it is another number in the pass after the next `count_pass`.
       parked: nobody has asked for the next pass; see `count_pass`.
+      pumped: how often a stream has been read.
     """
 
-    __slots__ = ("_release", "_shared_pass", "_shared_until", "_task", "_waiting", "crowded", "parked", "passes")
+    __slots__ = (
+        "_release",
+        "_shared_pass",
+        "_shared_until",
+        "_task",
+        "_waiting",
+        "crowded",
+        "parked",
+        "passes",
+        "pumped",
+    )
 
     def __init__(self) -> None:
         self._shared_pass = -1
@@ -448,6 +470,7 @@ class TurnQueue:
         self.crowded = False
         self.passes: int = 0
         self.parked = False
+        self.pumped: int = 0
         self._waiting: list[Transport] = []
         self._task: trio.lowlevel.Task | None = None
         self._release: trio.Event | None = None
@@ -457,6 +480,11 @@ class TurnQueue:
         self._waiting.append(transport)
         if self.parked:
             self.count_pass()
+
+    @property
+    def behind(self) -> list[Transport]:
+        """The transports that have something to read that waits for a turn."""
+        return [transport for transport in self._waiting if transport.behind]
 
     def has_time(self) -> bool:
         """Whether one of many tasks that work for peers may do so in this pass; else it asks for a turn."""

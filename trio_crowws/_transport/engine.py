@@ -11,7 +11,7 @@ from collections.abc import Callable
 import trio
 
 from .base import Address, Receiver, Transport, TurnQueue
-from .poller import Poller, SocketTransport
+from .poller import EXTRA_POLLS, Poller, SocketTransport
 from .stream import StreamTransport
 from .timers import Timers
 from .tls import TLSTransport
@@ -20,6 +20,12 @@ __all__ = ["Engine"]
 
 _END_OF_LINGER = 1.0
 """How long `aclose` waits for peers that have not closed their side yet."""
+
+_TASKS_TURNS = 8
+"""Passes of the scheduler in which a task that has something to read gets it: the pumps of a stream, TLS included."""
+
+_MOST_PASSES = 512
+"""Passes for what has piled up while the process stood still, so that a peer that never stops does not hold it up."""
 
 _LARGE_BLOCK = 8 * 1024 * 1024
 """Bytes; see `_teach_allocator`."""
@@ -39,6 +45,7 @@ class Engine:
 
     def __init__(self, *, use_epoll: bool = True, shielded: bool = True) -> None:
         self.timers = Timers()
+        self.timers.reader = self._catch_up
         self.turns = TurnQueue()
         self._poller = Poller(self.turns, self.timers) if use_epoll and hasattr(select, "epoll") else None
         self._streams: set[StreamTransport] = set()
@@ -152,6 +159,8 @@ class Engine:
             with trio.CancelScope(deadline=deadline, shield=True):
                 while not transport.released:
                     await self.turns.wait_release()
+            if not transport.released:
+                await self.timers.catch_up()
         except KeyboardInterrupt:  # it comes through a shield
             _end(transport)
             raise
@@ -160,6 +169,28 @@ class Engine:
             with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
                 while not transport.released:
                     await self.turns.wait_release()
+
+    async def _catch_up(self, all_of_it: bool) -> None:
+        """Read whatever has been waiting; with `all_of_it` until each socket was read to its end, or was paused.
+
+        What comes meanwhile does not count, or a flood would never let anybody be judged.
+        """
+        rest = _TASKS_TURNS if all_of_it or self._streams else 0
+        behind: list[Transport] = []
+        if self._poller is not None:
+            polls = self._poller.rounds if all_of_it else EXTRA_POLLS
+            while not self._poller.catch_up(min(polls, EXTRA_POLLS)) and (polls := polls - EXTRA_POLLS) > 0:
+                await trio.lowlevel.checkpoint()
+            behind = self.turns.behind if all_of_it else []
+        pumped = self.turns.pumped
+        for _ in range(_MOST_PASSES):
+            if rest <= 0 and not behind:
+                return
+            await trio.lowlevel.checkpoint()
+            rest -= 1
+            behind = [transport for transport in behind if transport.behind]
+            if all_of_it and self.turns.pumped != pumped:
+                pumped, rest = self.turns.pumped, _TASKS_TURNS
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -186,6 +217,8 @@ class Engine:
             with trio.CancelScope(deadline=trio.current_time() + _END_OF_LINGER, shield=True):
                 while self.transports:
                     await self.turns.wait_release()
+            if self.transports:
+                await self.timers.catch_up()
         finally:  # Ctrl-C comes through a shield, and nothing but this ends the tasks that are behind one
             for transport in self.transports:
                 _end(transport)

@@ -167,6 +167,10 @@ class SocketTransport(Transport):
             self._readable = False
             self.read_on(True)  # whether the stream ends was not kept, so read to the last byte
 
+    @property
+    def behind(self) -> bool:
+        return (self._readable or self.more) and not self.paused and not self.closed
+
     def resume(self) -> None:
         super().resume()
         if self._readable or self.more:
@@ -388,6 +392,17 @@ class Poller:
                 break
         self._turns.crowded = most >= _CROWD
         return most
+
+    def catch_up(self, polls: int) -> bool:
+        """Read what has been waiting, in at most so many rounds; `False` if there was more than that."""
+        self._until = perf_counter() + PASS_TIME
+        self._late = False
+        return any(self._epoll.closed or not self._poll() for _ in range(polls))
+
+    @property
+    def rounds(self) -> int:
+        """Rounds in which every socket has had its turn."""
+        return len(self._by_fd) // EVENTS_PER_POLL + 1
 
     def _may_look(self) -> bool:
         """Whether it is worth to look for more; where there is a crowd, there will be."""

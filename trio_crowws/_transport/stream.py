@@ -16,7 +16,7 @@ from .._foreign import class_name, is_a, select
 from .._log import log
 from .base import READ_SIZE, Address, Transport, TurnQueue, count_small
 from .kernel import limit_unsent
-from .timers import Timers
+from .timers import FairScope, Timers
 
 __all__ = ["StreamTransport", "addresses_of", "as_tls", "close_stream", "plain_address"]
 
@@ -33,6 +33,7 @@ class StreamTransport(Transport):
         "_resumed",
         "_running",
         "_scope",
+        "_shaking",
         "_stream",
         "_tls",
         "_unfed",
@@ -58,7 +59,7 @@ class StreamTransport(Transport):
         self._idle_writer: trio.lowlevel.Task | None = None
         self._unfed = b""  # what was read when it was too late to work on it
         self._tls = as_tls(stream)
-        self.secure = self._tls is not None
+        self.secure = self._shaking = self._tls is not None
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -94,9 +95,10 @@ class StreamTransport(Transport):
     async def _tls_handshake(self) -> bool:
         if self._tls is None:
             return True
-        with trio.CancelScope(deadline=self._handshake_deadline) as scope:
+        with FairScope(self._timers, self._handshake_deadline, lambda now: True) as scope:
             try:
                 await self._tls.do_handshake()
+                self._shaking = False
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._fail(error)
                 return False
@@ -119,6 +121,7 @@ class StreamTransport(Transport):
                 self._fail(error)
                 return
             self._timers.tick()
+            self._turns.pumped += 1
             if not data:
                 self._ended()
                 return
@@ -200,6 +203,11 @@ class StreamTransport(Transport):
         if self._idle_writer is not None:
             task, self._idle_writer = self._idle_writer, None
             trio.lowlevel.reschedule(task)
+
+    @property
+    def shook_hands_at(self) -> float:
+        # What comes in meanwhile does not show, so after a standstill there is more time in any case.
+        return math.inf if self._shaking else -math.inf
 
     def limit_unsent(self, size: int | None) -> None:
         if (socket := socket_of(self._stream)) is not None:

@@ -3,19 +3,30 @@
 A `Timer` belongs to one connection and is armed for the earliest moment at which something could be due. It is cheap to
 arm again and again: an entry that is no longer the timer's own is skipped when its time comes, so nothing is ever
 searched for in the heap. Most timers are armed once per ping interval, whatever the traffic is.
+
+Read first, then judge
+    A process may stand still: stopped, suspended, or in a callback that blocks. When it goes on, all its deadlines have
+    passed, and what its peers have sent in time still waits in the kernel. So whatever has been waiting is read before
+    any timer fires (`Engine._catch_up`). Trio's own deadlines know nothing of that: a scope is cancelled in the very
+    pass in which its task could have gone on. Where a deadline is about a peer, a `FairScope` takes the place of
+    Trio's, or the task that is late calls `catch_up` and looks again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
+from types import TracebackType
 from typing import Protocol
 
 import trio
 
-__all__ = ["Timer", "Timers"]
+__all__ = ["FairScope", "Timer", "Timers"]
+
+LATE = 0.05
+"""Seconds. A loop that is so late has stood still; below that it was at work, and has read its sockets meanwhile."""
 
 _PURGE_AT = 1024
 """Below so many entries, stale ones are not worth a search."""
@@ -75,15 +86,33 @@ class Timers:
     Attributes:
       clock: `tick`, bound once for all who keep it.
       now: the time when the current batch of events began; cheaper than asking for the time at every message.
+      stood_still: for how many seconds the loop did not run when what is being judged was due; 0 if it did.
+      reader: reads whatever has been waiting, and all of it if the loop has stood still; set by the engine.
     """
 
-    __slots__ = ("_heap", "_order", "_scope", "_stale", "_time", "clock", "now")
+    __slots__ = (
+        "_ended",
+        "_heap",
+        "_order",
+        "_scope",
+        "_scopes",
+        "_stale",
+        "_time",
+        "clock",
+        "now",
+        "reader",
+        "stood_still",
+    )
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._scope: trio.CancelScope | None = None
         self._stale = 0
+        self._ended = False
+        self._scopes: set[FairScope] = set()
+        self.stood_still = 0.0
+        self.reader: Callable[[bool], Awaitable[None]] | None = None
         self._time = trio.lowlevel.current_clock().current_time  # `trio.current_time`, without a way through the runner
         self.now = self._time()
         self.clock = self.tick
@@ -107,15 +136,40 @@ class Timers:
             heapify(self._heap)
             self._stale = 0
 
+    async def catch_up(self, *, all_of_it: bool = True) -> None:
+        """Read whatever has been waiting, so that nobody is judged by what was not heard of them.
+
+        Shielded: it is what comes before the end of a wait that has a deadline, and takes a bounded number of passes.
+        """
+        if self.reader is not None and not self._ended:
+            with trio.CancelScope(shield=True):
+                await self.reader(all_of_it)
+
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Fire timers until cancelled."""
-        while True:
-            deadline = self._heap[0][0] if self._heap else math.inf
-            with trio.CancelScope(deadline=deadline) as self._scope:
-                await trio.sleep_forever()
-            self._scope = None
-            self._fire_due(self.tick())
+        try:
+            while True:
+                deadline = self._heap[0][0] if self._heap else math.inf
+                with trio.CancelScope(deadline=deadline) as self._scope:
+                    await trio.sleep_forever()
+                self._scope = None
+                await self._judge(self.tick())
+        finally:
+            self._ended = True
+            for scope in self._scopes:  # nobody else is left who could end them
+                scope.leave_to_trio()
+
+    async def _judge(self, now: float) -> None:
+        """Fire what is due at `now`, after everything has been read that came until then."""
+        if not self._heap or self._heap[0][0] > now:
+            return
+        late = now - self._heap[0][0]
+        stood_still = late > LATE
+        await self.catch_up(all_of_it=stood_still)
+        self.stood_still = late if stood_still else 0.0
+        self._fire_due(now)
+        self.stood_still = 0.0
 
     def _fire_due(self, now: float) -> None:
         while self._heap and self._heap[0][0] <= now:
@@ -124,3 +178,57 @@ class Timers:
                 timer.fire(now)
             else:
                 self._stale = max(0, self._stale - 1)
+
+
+class FairScope:
+    """A cancel scope whose deadline is judged as all timers are: after what came in time was read.
+
+    Used as `with FairScope(timers, deadline) as scope`.
+
+    Args:
+      timers: who judge it. When they have ended, Trio does.
+      deadline: absolute.
+      has_moved: asked when the loop has stood still: whether the peer has done its part at `now` or later. Then it gets
+        the time back in which the loop stood still, but no more than it had at first.
+    """
+
+    __slots__ = ("_deadline", "_has_moved", "_most", "_scope", "_timer", "_timers")
+
+    def __init__(self, timers: Timers, deadline: float, has_moved: Callable[[float], bool] | None = None) -> None:
+        self._timers = timers
+        self._deadline = deadline
+        self._most = deadline - timers.tick()
+        self._has_moved = has_moved
+        self._scope = trio.CancelScope()
+        self._timer = Timer(timers, self._on_timer, self)
+
+    @trio.lowlevel.enable_ki_protection
+    def __enter__(self) -> trio.CancelScope:
+        if self._timers._ended:
+            self.leave_to_trio()
+        else:
+            self._timers._scopes.add(self)
+            self._timer.arm(self._deadline)
+        return self._scope.__enter__()
+
+    @trio.lowlevel.enable_ki_protection
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._timers._scopes.discard(self)
+        self._timer.cancel()
+        return bool(self._scope.__exit__(kind, error, traceback))
+
+    def leave_to_trio(self) -> None:
+        """There are no timers any more."""
+        self._scope.deadline = self._deadline
+
+    def report(self, error: Exception) -> None:
+        """Whoever was asked has failed: that is no reason for more time."""
+        self._scope.cancel()
+
+    def _on_timer(self, now: float) -> float | None:
+        if self._timers.stood_still and self._has_moved is not None and self._has_moved(now):
+            return now + min(self._timers.stood_still, self._most)
+        self._scope.cancel()
+        return None

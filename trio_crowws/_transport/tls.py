@@ -18,6 +18,7 @@ and nothing is read while many answers wait for the peer (`_MOST_ANSWERS`).
 
 from __future__ import annotations
 
+import math
 import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -82,6 +83,7 @@ class TLSTransport(Transport):
         "_ready",
         "_records",
         "_resting",
+        "_shook_hands_at",
         "_tls",
     )
 
@@ -102,6 +104,7 @@ class TLSTransport(Transport):
             self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
         )
         self._ready = False
+        self._shook_hands_at = -math.inf
         self._records = b""  # read, but not yet decrypted
         self._plain = b""  # decrypted, but not yet fed
         self._at_end = False  # the peer has ended its direction, with or without `close_notify`
@@ -121,6 +124,14 @@ class TLSTransport(Transport):
                 self._give_up(error)
             except Exception as error:
                 self.report(error)
+
+    @property
+    def behind(self) -> bool:
+        return bool(self.more or self._records) and not self.paused and not self.closed and self._resting is None
+
+    @property
+    def shook_hands_at(self) -> float:
+        return self._shook_hands_at
 
     # From the socket
 
@@ -165,8 +176,10 @@ class TLSTransport(Transport):
         shaking = not self._ready
         self._incoming.write(part)
         try:
-            if shaking and not self._shake_hands():
-                return True
+            if shaking:
+                self._shook_hands_at = self._timers.now
+                if not self._shake_hands():
+                    return True
             while self._incoming.pending or self._tls.pending():
                 piece = self._tls.read(READ_SIZE)
                 if not piece:
