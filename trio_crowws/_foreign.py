@@ -27,6 +27,7 @@ __all__ = [
     "context_of",
     "describe",
     "divisible",
+    "drop_tracebacks",
     "explain",
     "is_a",
     "is_awaitable",
@@ -216,6 +217,21 @@ def leaves_of(error: BaseException) -> list[BaseException]:
 def consists_of(error: BaseException, kind: type[BaseException]) -> bool:
     """Whether an exception is of that kind, or a group of nothing else."""
     return all(is_a(leaf, kind) for leaf in leaves_of(error))
+
+
+def drop_tracebacks(error: BaseException) -> None:
+    """Take the traceback from an exception, and from all that are behind it or in it, but from those that end programs.
+
+    The frames in a traceback keep whatever their variables refer to.
+    """
+    seen: set[int] = set()
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        each = ahead.pop()
+        if each is not None and id(each) not in seen and not issubclass(type(each), KeyboardInterrupt | SystemExit):
+            seen.add(id(each))
+            BaseException.with_traceback(each, None)
+            ahead += (_cause(each), _context(each), *members_of(each))
 
 
 def select(error: BaseException, wanted: Callable[[BaseException], bool]) -> BaseException | None:

@@ -16,6 +16,7 @@ import math
 import ssl
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, final
 
@@ -136,10 +137,16 @@ class Connecting:
             await shared.engine.wait_released(conn._transport, trio.current_time() + patience)
         finally:
             await shared.leave()
-        if self._nursery is not None and self._nursery.interrupt is not None:
-            instead = self._nursery.interrupt
+            nursery, self._conn, self._shared = self._nursery, None, None
+            assert nursery is not None
+            nursery.interrupted = bool  # nothing refers to the connection any more
+        if nursery.interrupt is not None:
+            instead, nursery.interrupt = nursery.interrupt, None
         if instead is not None:
-            raise instead
+            try:
+                raise instead
+            finally:
+                del instead  # it refers to this frame, and so to itself
 
     # Opening
 
@@ -339,10 +346,11 @@ def _make_connection(
     reader: FrameReader,
     callbacks: Callbacks,
 ) -> tuple[Connection, Nursery]:
-    nursery = Nursery(shared.engine, lambda: conn._finish(1001))
+    nursery = Nursery(shared.engine)
     parts = Parts(f"client{next(_numbers)}", request, options, transport, shared.engine.timers, reader)
     conn = Connection(parts, callbacks, _NoRooms(), nursery)
     conn._act_as_client()
+    nursery.interrupted = partial(conn._finish, 1001)
     return conn, nursery
 
 

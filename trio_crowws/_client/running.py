@@ -91,11 +91,12 @@ class Nursery:
 
     Attributes:
       interrupt: SystemExit or its like, which has left one of the tasks and belongs to the connection's block.
+      interrupted: called then.
     """
 
-    def __init__(self, engine: Engine, interrupted: Callable[[], object]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._interrupted = interrupted
+        self.interrupted: Callable[[], object] = bool
         self.interrupt: BaseException | None = None
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], /, *args: Any, name: object = None) -> None:
@@ -110,4 +111,4 @@ class Nursery:
             raise
         except BaseException as error:  # handed on by the block of the connection
             self.interrupt = error
-            self._interrupted()
+            self.interrupted()

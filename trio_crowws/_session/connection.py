@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import trio
 
 from .._closeinfo import CloseInfo, check_close_frame
-from .._foreign import place, quoted
+from .._foreign import drop_tracebacks, place, quoted
 from .._protocol.closing import Event, Phase
 from ..errors import ConnectionClosedOK
 from .ending import State
-from .handlers import Handler, HandlerPlan
+from .handlers import Callbacks, Handler, HandlerPlan
 from .receiving import Receiving
 from .tasks import Children, log_failure
 
 if TYPE_CHECKING:
     from .._protocol.answer import ServerResponse
     from .ending import Parts
-    from .handlers import Callbacks
     from .tasks import Spawner
 
 __all__ = ["Connection", "PublishResult", "RoomsLike"]
@@ -50,6 +49,9 @@ class RoomsLike(Protocol):
         exclude: Iterable[Connection],
         compress: bool | None,
     ) -> PublishResult: ...
+
+
+_NOTHING = Callbacks()
 
 
 @final
@@ -308,9 +310,12 @@ class Connection(Receiving):
         """
         if self._phase is Phase.CLOSED:
             raise self._closed_error()
+        self._start_child(function, *args)
+
+    def _start_child(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         if self._children is None:
-            self._children = Children(self, self._child_failed)
-        self._children.start(self._nursery, function, args)
+            self._children = Children()
+        self._children.start(self, self._nursery, self._child_failed, function, args)
 
     def _child_failed(self, error: Exception) -> None:
         """A task of `start_soon` has raised: the handler is cancelled, and the connection ends with 1011."""
@@ -324,10 +329,22 @@ class Connection(Receiving):
         """The first exception that left a task of `start_soon`."""
         return None if self._children is None else self._children.failure
 
+    def _let_go(self, raised: Exception | None = None) -> None:
+        """Let go of what refers to this connection, which has ended, so that it is freed without the collector.
+
+        What the callbacks of a `Handler` belong to may keep it, and so do the frames in the traceback of an exception.
+        That of `raised` is left alone.
+        """
+        self._callbacks = _NOTHING
+        self._children = None
+        error = None if self._close_info is None else self._close_info.error
+        if error is not None and error is not raised:
+            drop_tracebacks(error)
+
     async def _end_children(self) -> None:
         """Cancel the tasks of `start_soon` and wait until they have ended."""
         if self._children is not None:
-            await self._children.end(self._options.callback_timeout)
+            await self._children.end(self, self._options.callback_timeout)
 
     def set_handler(self, handler: Handler | type[Handler]) -> None:
         """Hand the connection to another handler, from its next event on. `on_accept` and `on_open` are not called.

@@ -100,7 +100,9 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:
         log.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     conn._finish(1000 if finished else 1001)
-    await _end(conn, listed if opened else None, pending, entered=entered)
+    end = _end(conn, listed if opened else None, pending, entered=entered)
+    del pending  # what it raises refers to this frame, and would to itself
+    await end
 
 
 async def leave(conn: Connection, error: BaseException | None) -> BaseException | None:
@@ -125,9 +127,10 @@ async def leave(conn: Connection, error: BaseException | None) -> BaseException 
     interrupted = await _close(conn, pending)
     await conn._end_children()
     _log_end(conn)
+    failure = conn._task_failure
+    conn._let_go(own or failure)
     if interrupted is not pending and not (own is not None and isinstance(interrupted, trio.Cancelled)):
         return interrupted
-    failure = conn._task_failure
     if failure is not None and own is None and pending is None:
         return failure
     if failure is not None:
@@ -142,6 +145,8 @@ async def _end(conn: Connection, listed: Listed | None, pending: BaseException |
     """
     if conn.close_info is None:
         pending = await _close(conn, pending)
+    if pending is None and not conn.cancel_scope.cancel_called:
+        pending = await _finish_control(conn)
     await conn._end_children()
     try:
         if listed is not None:
@@ -149,6 +154,7 @@ async def _end(conn: Connection, listed: Listed | None, pending: BaseException |
             _log_end(conn)
     except BaseException as error:
         pending = _weightier(pending, error)
+    conn._let_go()
     if pending is not None:
         try:
             raise pending
@@ -178,7 +184,21 @@ async def _close(conn: Connection, pending: BaseException | None) -> BaseExcepti
         except KeyboardInterrupt as error:  # in the block of a client, the second one: it does not want to wait
             pending = _weightier(pending, error)
     conn._give_up_closing()
-    return pending
+    try:
+        return pending
+    finally:
+        del pending  # it refers to this frame, and so to itself
+
+
+async def _finish_control(conn: Connection) -> BaseException | None:
+    """Give an `on_ping` or `on_pong` that a session has left behind the time that a handler has after the end."""
+    if conn._control is not None:
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + conn._handler_grace):
+                await conn._control.ended.wait()
+        except BaseException as error:  # kept aside, and raised again by `live`
+            return error
+    return None
 
 
 async def _say_goodbye(conn: Connection, listed: Listed, *, entered: bool) -> None:

@@ -10,6 +10,9 @@ Theory of operation
     * All message callbacks are plain functions, the task is parked and the inbox is empty: `_on_data` itself calls the
       function, in the task's context. That saves two task switches for each batch.
 
+    An async `on_ping` or `on_pong` beside a session runs in a task of its own, one at a time: a deadline around
+    `receive` must not cut it in its middle. `receive` waits for it before it takes what came behind, whoever calls it.
+
     Two kinds of consumers take from the inbox: `receive`, for sessions, and `run_callbacks`, the loop of the callback
     styles. When the inbox is empty, what comes next is the end: the peer's Close, a fault, or the end of the stream.
     So the consumer that finds the inbox empty in the phase `ANSWERING` concludes it (`Ending._conclude`).
@@ -32,6 +35,8 @@ from .sending import Sending
 from .tasks import CallbacksReceive, log_failure, sort_out
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from .._protocol.events import Event as FrameEvent
     from .ending import Parts
     from .handlers import Callback, Callbacks
@@ -50,6 +55,16 @@ _OVERHEAD = 64
 """Bytes that a message in the inbox is counted for beyond its length: what Python needs to keep it."""
 
 
+class _Control:
+    """An async `on_ping` or `on_pong` that runs in a task of its own."""
+
+    __slots__ = ("ended", "task")
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.task: trio.lowlevel.Task | None = None
+
+
 class Receiving(Sending):
     """The inbox of one connection.
 
@@ -60,6 +75,7 @@ class Receiving(Sending):
 
     __slots__ = (
         "_callbacks",
+        "_control",
         "_idle",
         "_inbox",
         "_inbox_size",
@@ -78,6 +94,7 @@ class Receiving(Sending):
         self._read_ahead = parts.options._read_ahead
         self._interrupt: BaseException | None = None
         self._waiter: trio.lowlevel.Task | None = None
+        self._control: _Control | None = None
         self._idle = False
         self.messages_received = 0
         self.bytes_received = 0
@@ -254,6 +271,9 @@ class Receiving(Sending):
             if self._inbox:
                 await trio.lowlevel.checkpoint()
         while True:
+            if self._control is not None:
+                await self._wait_control(self._control)
+                continue
             while not self._inbox:
                 if self._phase is Phase.CLOSED:
                     raise self._closed_error()
@@ -264,7 +284,32 @@ class Receiving(Sending):
             event = self._take(self._inbox)
             if not isinstance(event, (Ping, Pong)):
                 return event
-            await self._call_control(event)
+            callback = self._callbacks.ping if isinstance(event, Ping) else self._callbacks.pong
+            if callback is None or not callback.is_async:
+                await self._call_control(event)
+            else:
+                # Whoever has a deadline around `receive` means the waiting for a message, and not what is done here.
+                self._control = _Control()
+                self._start_child(self._run_control, self._control, callback, event.payload)
+
+    def _start_child(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task that belongs to this connection."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run_control(self, control: _Control, callback: Callback, payload: bytes) -> None:
+        """The task of an async `on_ping` or `on_pong` beside a session."""
+        control.task = trio.lowlevel.current_task()
+        try:
+            await call(callback, self, payload)
+        finally:
+            self._control = None
+            control.ended.set()
+
+    async def _wait_control(self, control: _Control) -> None:
+        """Wait for the `on_ping` or `on_pong` that comes before the next message."""
+        if control.task is trio.lowlevel.current_task():
+            raise trio.BusyResourceError("the next message comes after on_ping or on_pong, which cannot wait for it")
+        await control.ended.wait()
 
     def _busy(self) -> Exception:
         """Why a task must not wait for a message."""
@@ -286,7 +331,11 @@ class Receiving(Sending):
                 self._idle = True
                 await trio.lowlevel.wait_task_rescheduled(self._stop_waiting)
                 if self._interrupt is not None:
-                    raise self._interrupt
+                    interrupt, self._interrupt = self._interrupt, None
+                    try:
+                        raise interrupt
+                    finally:
+                        del interrupt  # it refers to this frame, and so to itself
 
     @trio.lowlevel.disable_ki_protection  # an interrupt ends the handler, wherever it comes, so no harm is done
     async def _work(self) -> None:

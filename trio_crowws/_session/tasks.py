@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import trio
@@ -89,74 +90,76 @@ class Spawner(Protocol):
 class Children:
     """The tasks that belong to one connection. They live in the route's nursery, each in a scope of its own.
 
+    Only the tasks refer to the connection, so that nothing refers to it in a circle when they have ended.
+
     Attributes:
       failure: the first exception that left one of them.
     """
 
-    __slots__ = ("_conn", "_failed", "_gone", "_scopes", "failure")
+    __slots__ = ("_gone", "_scopes", "failure")
 
-    def __init__(self, conn: Ending, failed: Callable[[Exception], None]) -> None:
-        self._conn = conn
-        self._failed = failed
+    def __init__(self) -> None:
         self._scopes: set[trio.CancelScope] = set()
         self._gone: trio.Event | None = None
         self.failure: Exception | None = None
 
-    def start(self, nursery: Spawner, function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
-        """Start `function(*args)` in `nursery`."""
+    def start(
+        self,
+        conn: Ending,
+        nursery: Spawner,
+        failed: Callable[[Exception], None],
+        function: Callable[..., Awaitable[object]],
+        args: tuple[object, ...],
+    ) -> None:
+        """Start `function(*args)` in `nursery`; `failed` is told of its exception."""
         scope = trio.CancelScope()
-        name = f"{self._conn.id} {name_of(function)}"
+        name = f"{conn.id} {name_of(function)}"
         self._scopes.add(scope)
         try:
-            nursery.start_soon(self._run, scope, function, args, name=name)
+            nursery.start_soon(self._run, conn, scope, failed, function, args, name=name)
         except BaseException:  # there is no task, so nobody may wait for it
             self._scopes.discard(scope)
             raise
 
     @trio.lowlevel.enable_ki_protection
     async def _run(
-        self, scope: trio.CancelScope, function: Callable[..., Awaitable[object]], args: tuple[object, ...]
+        self,
+        conn: Ending,
+        scope: trio.CancelScope,
+        failed: Callable[[Exception], None],
+        function: Callable[..., Awaitable[object]],
+        args: tuple[object, ...],
     ) -> None:
         try:
             with scope:
                 try:
-                    if self._conn._client:  # an interrupt is for the main task, which has scopes that it can leave
+                    if conn._client:  # an interrupt is for the main task, which has scopes that it can leave
                         await function(*args)
                     else:
                         await run_unprotected(function, *args)
                 except BaseException as error:  # before the scope sees it; see `sift`
-                    sift(self._conn.id, error, self._task_raised)
+                    sift(conn.id, error, partial(self._task_raised, conn, failed))
         finally:
             self._scopes.discard(scope)
             if self._gone is not None and not self._scopes:
                 self._gone.set()
 
-    def _task_raised(self, error: Exception) -> None:
-        if self._is_refused(error):
-            log_failure(self._conn, "a task", error)
+    def _task_raised(self, conn: Ending, failed: Callable[[Exception], None], error: Exception) -> None:
+        if _is_refused(conn, error):
+            log_failure(conn, "a task", error)
             return
         if self.failure is None:
             self.failure = error
-        self._failed(error)
+        failed(error)
 
-    def _is_refused(self, error: Exception) -> bool:
-        """Whether the task has only tried to take what the callbacks of this very connection get.
-
-        That has changed nothing for the connection, whose callbacks go on as if the task had never been there.
-        """
-
-        def is_refusal(leaf: BaseException) -> bool:
-            return type(leaf) is CallbacksReceive and leaf.connection_id == self._conn.id
-
-        return all(map(is_refusal, leaves_of(error)))
-
-    async def end(self, patience: float) -> None:
+    async def end(self, conn: Ending, patience: float) -> None:
         """Cancel the tasks and wait until they have ended.
 
         Shielded, because a task must not outlive its connection even if that is cancelled. The deadline is for tasks
         that shield themselves; being in the route's nursery, those still cannot outlive the server.
 
         Args:
+          conn: the connection.
           patience: seconds to wait.
         """
         if not self._scopes:
@@ -172,9 +175,21 @@ class Children:
                 except KeyboardInterrupt as error:  # it comes through a shield, to the block of a client
                     interrupt = error
         if waiting.cancelled_caught:
-            log.warning("[%s] a task of the connection does not react to its cancellation", self._conn.id)
+            log.warning("[%s] a task of the connection does not react to its cancellation", conn.id)
         if interrupt is not None:
             try:
                 raise interrupt
             finally:
                 del interrupt  # it refers to this frame, and so to itself
+
+
+def _is_refused(conn: Ending, error: Exception) -> bool:
+    """Whether a task has only tried to take what the callbacks of this very connection get.
+
+    That has changed nothing for the connection, whose callbacks go on as if the task had never been there.
+    """
+
+    def is_refusal(leaf: BaseException) -> bool:
+        return type(leaf) is CallbacksReceive and leaf.connection_id == conn.id
+
+    return all(map(is_refusal, leaves_of(error)))
