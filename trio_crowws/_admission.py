@@ -75,7 +75,14 @@ class Admission:
         """The receiver for a transport that was just accepted."""
         options = self._site.options
         reader = RequestReader(max_header_bytes=options.max_header_bytes, max_headers=options.max_headers)
-        opening = Opening(self._engine.timers, reader, options.handshake_timeout, self._admit, self._opening_gone)
+        opening = Opening(
+            self._engine.timers,
+            reader,
+            self._site._handshakes,
+            options.handshake_timeout,
+            self._admit,
+            self._opening_gone,
+        )
         self._openings.add(opening)
         return opening
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,18 @@ from ._log import log
 from .errors import CrowWSError
 
 if TYPE_CHECKING:
+    from ._session.handshakes import Handshakes
     from ._transport.base import Address
     from ._transport.engine import Engine
 
-__all__ = ["ListeningSocket", "format_address", "open_tcp", "open_unix"]
+__all__ = ["ListeningSocket", "format_address", "is_exhausted", "open_tcp", "open_unix"]
 
 ACCEPTS_PER_TURN = 64
-LONGEST_QUEUE = 4096
+_FULL = OSError("max_handshakes is reached")
+
+Take = Callable[[socket.socket, "Address", "Address"], None]
+
+LONGEST_QUEUE = 0xFFFF
 """How many may wait in the kernel's queue to be accepted, unless the system allows less."""
 
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
@@ -56,12 +62,21 @@ class ListeningSocket:
         return self.address if isinstance(self.address, str) else format_address(self.address)
 
     @trio.lowlevel.enable_ki_protection
-    async def accept_forever(self, engine: Engine, take: Callable[[socket.socket, Address, Address], None]) -> None:
-        """Call `take(sock, local, remote)` for every peer, until cancelled; then the socket is closed."""
+    async def accept_forever(self, engine: Engine, handshakes: Handshakes, take: Take) -> None:
+        """Call `take(sock, local, remote)` for every peer, until cancelled; then the socket is closed.
+
+        Args:
+          engine: of the server.
+          handshakes: who else is there. While there is no room for one more, nobody is accepted.
+          take: what is called.
+        """
         try:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # closed before the first wait: there is no descriptor
-                error = await engine.watch(self._sock, partial(self._accept_some, take))
+                error = await engine.watch(self._sock, partial(self._accept_some, handshakes, take))
+                if error is _FULL:
+                    await handshakes.wait_for_room()
+                    continue
                 if not self._exhausted:  # it may last for hours, and ten lines a second would fill the disk as well
                     log.error("cannot accept on %s: %s; trying again", self, error.strerror)
                 self._exhausted = True
@@ -69,18 +84,23 @@ class ListeningSocket:
         finally:
             self.close()
 
-    async def accept_waiting(self, take: Callable[[socket.socket, Address, Address], None]) -> None:
-        """Accept those who wait in the kernel's queue; those who come meanwhile cannot prolong it for ever."""
-        for number in range(LONGEST_QUEUE):
-            if self._sock.fileno() < 0 or self._accept_one(take) is not None:
+    async def accept_waiting(self, handshakes: Handshakes, take: Take) -> None:
+        """Accept those who wait in the kernel's queue, until it is empty or the caller loses patience."""
+        for number in count():
+            await handshakes.wait_for_room()
+            if self._sock.fileno() < 0 or not handshakes.make_room() or self._accept_one(handshakes, take) is not None:
                 return
             if number % ACCEPTS_PER_TURN == ACCEPTS_PER_TURN - 1:
                 await trio.lowlevel.checkpoint()
 
-    def _accept_some(self, take: Callable[[socket.socket, Address, Address], None]) -> OSError | None:
+    def _accept_some(self, handshakes: Handshakes, take: Take) -> OSError | None:
         """Accept those who wait; return what makes it pointless to go on right now."""
-        for _ in range(ACCEPTS_PER_TURN):
-            error = self._accept_one(take)
+        for number in range(ACCEPTS_PER_TURN):
+            if number and handshakes.full:
+                break  # nobody is dropped before it is known that somebody is there, as it is in the first round
+            if not handshakes.make_room():
+                return _FULL
+            error = self._accept_one(handshakes, take)
             if isinstance(error, BlockingIOError):
                 break
             if error is not None:
@@ -88,14 +108,17 @@ class ListeningSocket:
         self._exhausted = False
         return None
 
-    def _accept_one(self, take: Callable[[socket.socket, Address, Address], None]) -> OSError | None:
+    def _accept_one(self, handshakes: Handshakes, take: Take, *, again: bool = False) -> OSError | None:
         """Accept one who waits; return why there is none, `BlockingIOError` where nobody waits."""
         try:
             sock, remote = self._sock.accept()
         except BlockingIOError as error:
             return error
         except OSError as error:
-            return error if error.errno in EXHAUSTED else None  # this one peer went away before it was accepted
+            if not is_exhausted(error):
+                return None  # this one peer went away before it was accepted
+            # One descriptor less for a peer that drips is one more for somebody else.
+            return error if again or not handshakes.drop_oldest() else self._accept_one(handshakes, take, again=True)
         try:
             if self._path is not None:
                 take(sock, self.address, self.address)
@@ -120,6 +143,11 @@ class ListeningSocket:
                 if Path(self._path).stat().st_ino == self._inode:
                     Path(self._path).unlink()
             self._path = None
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether the process or the system is out of descriptors or memory."""
+    return type(error) is OSError and type(error.errno) is int and error.errno in EXHAUSTED
 
 
 def format_address(address: tuple[str, int]) -> str:

@@ -179,6 +179,7 @@ _CHECKS: Mapping[str, _Check] = {
     "max_header_bytes": _int(1),
     "max_headers": _int(1),
     "max_connections": _int(1, optional=True),
+    "max_handshakes": _int(1),
     "shutdown_grace": _seconds(zero=True),
 }
 
@@ -187,7 +188,7 @@ _OFFER = _Check(
 )
 """The subprotocols of a client."""
 
-APP_ONLY = frozenset({"max_header_bytes", "max_headers", "max_connections", "shutdown_grace"})
+APP_ONLY = frozenset({"max_header_bytes", "max_headers", "max_connections", "max_handshakes", "shutdown_grace"})
 """Options that are needed before a route is known, or that count over all of them."""
 
 CLIENT_OPTIONS = (
@@ -280,6 +281,11 @@ class Options:
     # The whole application.
     max_connections: int | None = None
     """Open connections at the same time; 503 with `Retry-After` beyond. For the application, not for a route."""
+    max_handshakes: int = 16 * KIB
+    """What holds a socket and is no open connection, at the same time: peers whose TLS handshake or request is not
+    complete, requests that are being decided about, and answers under way. Beyond that, a new peer takes the place of
+    the one that has been waited for longest; while there is none, it has to wait. For the application, not for a
+    route."""
     shutdown_grace: float = 10
     """How long a shutdown waits for handlers before it cancels them, from the Close frame on; also for one that runs on
     after its connection has closed. For the application, not for a route."""

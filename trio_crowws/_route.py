@@ -212,6 +212,14 @@ class HTTPRoute:
         self.path = path
         self.callback = callback
         self.content_type = content_type
+        self._text = ""
+        self._encoded = b""
+
+    def encode(self, text: str) -> bytes:
+        """A large text that is the answer again and again is encoded once, and in memory once for all who read it."""
+        if text is not self._text:
+            self._text, self._encoded = text, text.encode("utf-8")
+        return self._encoded
 
 
 class _Node(Generic[T]):

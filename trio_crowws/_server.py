@@ -26,7 +26,7 @@ import trio
 from ._admission import Admission
 from ._closeinfo import check_close
 from ._foreign import cause_of, describe, explain, is_a, unwrap
-from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address
+from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address, is_exhausted
 from ._log import log
 from ._options import check_seconds
 from ._transport.engine import Engine
@@ -335,7 +335,7 @@ class Server:
     async def _accept_the_last(self) -> None:
         """Accept those whom the kernel has connected already: closing the listeners would reset them."""
         for sock in self._listening:
-            await sock.accept_waiting(self._begin_socket)
+            await sock.accept_waiting(self._site._handshakes, self._begin_socket)
         accepted = -1
         while accepted != self._streams_accepted:  # a listener of streams has no end of its queue that shows
             accepted = self._streams_accepted
@@ -373,7 +373,7 @@ class Server:
         with self._accepting:
             async with trio.open_nursery() as nursery:
                 for sock in listening:
-                    nursery.start_soon(sock.accept_forever, self._engine, self._begin_socket)
+                    nursery.start_soon(sock.accept_forever, self._engine, self._site._handshakes, self._begin_socket)
                 for listener in others:
                     nursery.start_soon(self._accept_streams, listener)
 
@@ -389,6 +389,9 @@ class Server:
                     log.error("nothing more is accepted on %s, which is closed", describe(listener))
                     return
                 except Exception as error:
+                    if is_exhausted(error) and self._site._handshakes.drop_oldest():
+                        await trio.lowlevel.checkpoint()  # in which its stream is closed
+                        continue
                     if not failed:  # it may last for hours, and ten lines a second would fill the disk
                         reason = None if is_a(error, OSError) else error
                         log.error(
@@ -400,10 +403,15 @@ class Server:
                 failed = False
                 self._streams_accepted += 1
                 try:
+                    while not self._site._handshakes.make_room():
+                        await self._site._handshakes.wait_for_room()
                     self._begin_stream(stream, None, None)
                 except Exception as error:  # it cannot even be looked at; that costs this one peer
                     log.error("cannot serve a stream: %s", describe(error), exc_info=error)
                     await close_stream(stream)
+                except BaseException:
+                    await close_stream(stream)
+                    raise
         finally:
             await close_stream(listener)
 

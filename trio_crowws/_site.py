@@ -12,6 +12,7 @@ from ._rooms import Room, Rooms, deliver
 from ._route import HTTPRoute, Route, Router
 from ._session.accepting import Response
 from ._session.handlers import Callback, make_callback
+from ._session.handshakes import Handshakes
 from ._stats import Stats, Tally
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Site:
         self._registry = Rooms()
         self._packers = Packers()
         self._tally = Tally()
+        self._handshakes = Handshakes(self.options.max_handshakes)
         self._occupied = 0  # connections that are open or being decided about, for max_connections
 
     def __repr__(self) -> str:
@@ -147,7 +149,7 @@ class Site:
 
     def stats(self) -> Stats:
         """Counters since the application was made."""
-        return self._tally.stats(self._connections)
+        return self._tally.stats(self._connections, len(self._handshakes), self._handshakes.dropped)
 
     # For the server
 

@@ -22,11 +22,13 @@ class Stats:
     Attributes:
       connections: open now.
       accepted: upgrades that became connections.
-      refused: requests for an upgrade that were answered with an HTTP error.
+      refused: requests for an upgrade that were answered with an HTTP error, and peers that were dropped because of
+        `max_handshakes`.
       closed: ended connections by the `code` of their `CloseInfo`.
       messages_received, messages_sent: whole messages; a published one counts once for each subscriber.
       bytes_received, bytes_sent: what went over the transports of connections, control frames included.
       dropped: messages that `on_slow` has dropped.
+      handshakes: what `max_handshakes` counts, now.
     """
 
     connections: int
@@ -38,6 +40,7 @@ class Stats:
     bytes_received: int
     bytes_sent: int
     dropped: int
+    handshakes: int
 
 
 class Tally:
@@ -57,14 +60,15 @@ class Tally:
         for name in _SUMS:
             self._sums[name] += getattr(conn, name)
 
-    def stats(self, connections: Iterable[Connection]) -> Stats:
+    def stats(self, connections: Iterable[Connection], handshakes: int, crowded_out: int) -> Stats:
         """All that has been counted, with what the open `connections` have done so far."""
         open_now = list(connections)
         sums = {name: self._sums[name] + sum(getattr(conn, name) for conn in open_now) for name in _SUMS}
         return Stats(
             connections=len(open_now),
             accepted=self.accepted,
-            refused=self.refused,
+            refused=self.refused + crowded_out,
             closed=dict(self._closed),
+            handshakes=handshakes,
             **sums,
         )

@@ -15,7 +15,7 @@ from ._protocol.deflate import Inflater
 from ._protocol.deflate_offer import negotiate
 from ._protocol.framing import FrameReader
 from ._protocol.handshake import accept_response, choose_subprotocol
-from ._session.accepting import Accept, Reject, Response, as_response
+from ._session.accepting import TEXT, Accept, Reject, Response, as_response
 from ._session.calling import call
 from ._session.connection import Connection
 from ._session.ending import Parts
@@ -44,6 +44,9 @@ __all__ = [
     "open_connection",
     "produce",
 ]
+
+_LARGE_TEXT = 64 * 1024
+"""Characters of a page from which on it matters whether it is in memory once or once for each peer."""
 
 PLAINLY = Accept()
 """Accepted, and nothing said beyond that."""
@@ -175,8 +178,11 @@ async def produce(decider: Decider, opening: Opening, request: Request, route: H
       Undecided: it failed, took too long, or returned what cannot be sent.
     """
     result = await decider.ask(opening, request, route.callback)
+    content_type = route.content_type
     try:
-        return as_response(result, route.content_type)
+        if type(result) is str and len(result) >= _LARGE_TEXT:
+            result, content_type = route.encode(result), content_type or TEXT
+        return as_response(result, content_type)
     except (TypeError, ValueError) as error:
         _log_failure(route.callback, request, error)
         raise Undecided(internal_error()) from error

@@ -79,10 +79,11 @@ TABLE: dict[str, tuple[str, list[Any], list[Any]]] = {
     "unsent_limit": ("'auto', an int of at least 1, or None", [1.5, True, ["auto"]], ["", "Auto", 0, -1]),
     "send_timeout": OPTIONAL_SECONDS,
     "max_connections": OPTIONAL_SIZE,
+    "max_handshakes": SIZE,
     "shutdown_grace": ("a number of seconds, 0 or more", [None, "5", True], [-1, NAN]),
 }
 
-APP_ONLY = {"max_header_bytes", "max_headers", "max_connections", "shutdown_grace"}
+APP_ONLY = {"max_header_bytes", "max_headers", "max_connections", "max_handshakes", "shutdown_grace"}
 
 ALLOWED: dict[str, list[Any]] = {
     "max_payload": [None, 1, 1 << 40],
@@ -114,6 +115,7 @@ ALLOWED: dict[str, list[Any]] = {
     "unsent_limit": ["auto", None, 1, 1 << 20],
     "send_timeout": [None, 0.1],
     "max_connections": [None, 1],
+    "max_handshakes": [1, 1 << 40],
     "shutdown_grace": [0, 0.0, 1, INF],
 }
 
@@ -221,6 +223,7 @@ def test_the_defaults() -> None:
         "unsent_limit": "auto",
         "send_timeout": 10,
         "max_connections": None,
+        "max_handshakes": 16384,
         "shutdown_grace": 10,
     }
 

@@ -541,3 +541,21 @@ async def test_a_plain_get_on_a_socket() -> None:
 async def test_an_empty_application() -> None:
     """An application without routes answers everything with a 404."""
     assert (await get(App(), "/")).status == 404
+
+
+async def test_a_large_text_is_encoded_once() -> None:
+    """A large text that a page returns again is the same bytes for all who read it; another one is encoded anew."""
+    texts = ["ä" * 100_000, "ö" * 100_000]
+    app = App()
+    app.http("/page")(lambda request: texts[0])
+    route = app._find_page(["page"])[0]  # type: ignore[index]
+    for _ in range(2):
+        answer = await get(app, "/page")
+        assert (answer.body.decode(), answer["Content-Type"]) == (texts[0], "text/plain; charset=utf-8")
+        assert route.encode(texts[0]) is route.encode(texts[0])
+        texts.reverse()
+
+
+async def test_a_large_text_that_cannot_be_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """A large text that is no Unicode is an internal error, as a small one is."""
+    assert (await get(page("\ud800" * 100_000), "/page")).status == 500

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from .._transport.base import Transport
     from .._transport.timers import Timers
     from .accepting import Response
+    from .handshakes import Handshakes
 
 __all__ = ["Opening"]
 
 LINGER = 5.0
 """Seconds that a refused peer has to read the answer and to close."""
+
+_CROWDED_OUT = HandshakeError(503, "too many handshakes", [("Retry-After", "1")])
 
 
 class Opening:
@@ -37,6 +40,7 @@ class Opening:
 
     __slots__ = (
         "_admit",
+        "_handshakes",
         "_on_gone",
         "_reader",
         "_request",
@@ -54,12 +58,14 @@ class Opening:
         self,
         timers: Timers,
         reader: RequestReader,
+        handshakes: Handshakes,
         handshake_timeout: float,
         admit: Callable[[Opening, Request], None],
         on_gone: Callable[[Opening], None],
     ) -> None:
         self._timers = timers
         self._reader = reader
+        self._handshakes = handshakes
         self._admit = admit
         self._on_gone = on_gone
         self._request: Request | None = None
@@ -68,6 +74,7 @@ class Opening:
         self.deadline = self._start + handshake_timeout
         self._timer = Timer(timers, self._on_timer, self)
         self._timer.arm(self.deadline)
+        handshakes.wait_for(self)
 
     @property
     def early_data(self) -> bytes:
@@ -94,6 +101,7 @@ class Opening:
         self.transport.pause()
         self._timer.cancel()
         self._request = request
+        self._handshakes.hold(self)
         self._admit(self, request)
 
     def fair_scope(self) -> FairScope:
@@ -104,8 +112,8 @@ class Opening:
         """The request is accepted; from here on the transport belongs to the connection."""
         self._finish()
 
-    def refuse(self, error: HandshakeError) -> None:
-        """Answer with the status of `error` and close."""
+    def refuse(self, error: HandshakeError, *, linger: bool = True) -> None:
+        """Answer with the status of `error` and close; without `linger`, do not wait for the peer to read and close."""
         if self.answered:
             return
         try:
@@ -114,7 +122,7 @@ class Opening:
             log.error("cannot answer with %s: %s", describe(error), describe(wrong))
             error = HandshakeError(500, "internal server error")
             answer = self._as_answer(error)
-        self._send(answer)
+        self._send(answer, linger=linger)
         path = "-" if self._request is None else quoted(self._request.path)
         address = place(self.transport.remote_address)
         log.info("refused %s for %s with %d: %s", address, path, error.status, quoted_text(error))
@@ -131,16 +139,34 @@ class Opening:
         head_only = self._request is not None and self._request.method == "HEAD"
         return http_response(status, headers, body, head_only=head_only)
 
-    def _send(self, answer: list[bytes]) -> None:
+    def drop(self) -> None:
+        """Let go of the peer, for the sake of those who come. One that has no answer yet gets what the kernel takes."""
+        if self.answered:
+            self.transport.end_linger()
+        else:
+            self.refuse(_CROWDED_OUT, linger=False)
+
+    def _send(self, answer: list[bytes], *, linger: bool = True) -> None:
         self._finish()
         for piece in answer:
             self.transport.write(piece)
         # Lingering: what the peer has sent behind its request must not destroy the answer (and is never interpreted).
-        self.transport.close(self._timers.tick() + LINGER, linger=True)
+        self.transport.close(self._timers.tick() + (LINGER if linger else 0), linger=linger)
+        if linger:
+            self._await_release()
+
+    def _await_release(self) -> None:
+        """The answer counts as a handshake until its socket is let go."""
+        self._handshakes.wait_for(self)
+        self.transport.when_released(self._on_released)
+
+    def _on_released(self) -> None:
+        self._handshakes.discard(self)
 
     def _finish(self) -> None:
         self.answered = True
         self._timer.cancel()
+        self._handshakes.discard(self)
         self._on_gone(self)
 
     # What else the transport reports
@@ -155,6 +181,7 @@ class Opening:
         address, reason = place(self.transport.remote_address), "-" if error is None else explain(error)
         log.debug("%s went away during the handshake: %s", address, reason)
         self._finish()
+        self._await_release()  # below TLS that was refused, the socket lingers for the alert
 
     def _on_broken(self, error: Exception) -> None:
         """Nothing can be said to the peer any more; `_on_lost` follows."""

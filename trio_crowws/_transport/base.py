@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Protocol
 
@@ -109,6 +109,7 @@ class Transport(ABC):
 
     __slots__ = (
         "_closing",
+        "_on_release",
         "_out",
         "_patient",
         "_shut",
@@ -148,6 +149,7 @@ class Transport(ABC):
         self.paused = False
         self._shut = False  # broken, closing or closed: takes nothing more
         self._closing: bool | None = None
+        self._on_release: Callable[[], None] | None = None
         self._patient = False
         self._turns = turns
         self._timers = timers
@@ -279,6 +281,20 @@ class Transport(ABC):
         except Exception as error:
             self.report(error)
 
+    def end_linger(self) -> None:
+        """Do not wait any longer for the peer of a transport that is being closed."""
+        if self._out:
+            self.abort()
+        else:
+            self._release()
+
+    def when_released(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, which must not raise, once the socket or stream is let go; now, if that was before."""
+        if self.closed:
+            callback()
+        else:
+            self._on_release = callback
+
     @abstractmethod
     def abort(self) -> None:
         """Close at once and drop what was collected; a TCP peer sees a reset."""
@@ -304,6 +320,9 @@ class Transport(ABC):
         if self._timer is not None:
             self._timer.cancel()
         self._turns.note_release()
+        if self._on_release is not None:
+            callback, self._on_release = self._on_release, None
+            callback()
 
     def _linger_ended(self, now: float) -> float | None:
         if self._out:

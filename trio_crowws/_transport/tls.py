@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -413,6 +414,15 @@ class TLSTransport(Transport):
         assert self._timer is not None
         self._lower.close(self._timer.deadline, linger=bool(self._closing), patient=self._patient)
         self._forget()
+
+    def end_linger(self) -> None:
+        if self.closed:
+            self._lower.end_linger()
+        else:
+            self.abort()
+
+    def when_released(self, callback: Callable[[], None]) -> None:
+        self._lower.when_released(callback)  # it may outlive this layer, to linger
 
     @property
     def released(self) -> bool:

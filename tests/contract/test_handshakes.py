@@ -1,0 +1,340 @@
+"""What is not an open connection is bounded by `max_handshakes`: peers that drip make room for those that do not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from support.servers import Kind, Recorder, Site, serving, until
+from trio_crowws import App, Connection
+from trio_crowws._session import handshakes
+from trio_crowws._session.handshakes import Handshakes
+from trio_crowws._transport.engine import Engine
+from trio_crowws.testing import Refused
+
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: testserver\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+PAGE = b"GET /page HTTP/1.1\r\nHost: testserver\r\n\r\n"
+
+
+class Peer:
+    """A handshake that notes when it is dropped."""
+
+    def __init__(self, dropped: list[Peer]) -> None:
+        self._dropped = dropped
+
+    def drop(self) -> None:
+        self._dropped.append(self)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is waited for may be dropped at once."""
+    monkeypatch.setattr(handshakes, "PATIENCE", -1)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is dropped."""
+    monkeypatch.setattr(handshakes, "PATIENCE", 1e6)
+
+
+# The book-keeping
+
+
+async def test_the_longest_is_dropped(autojump_clock: trio.testing.MockClock) -> None:
+    """The one that has been waited for longest is dropped, if that is long enough; never one that is decided about."""
+    dropped: list[Peer] = []
+    all_of_them = Handshakes(3)
+    one, two, three = (Peer(dropped) for _ in range(3))
+    for peer in (one, two, three):
+        all_of_them.wait_for(peer)
+    all_of_them.hold(one)
+    assert len(all_of_them) == 3
+    assert not all_of_them.make_room()
+    await trio.sleep(1)
+    all_of_them.wait_for(two)  # it is being answered now
+    assert all_of_them.make_room()
+    assert (dropped, all_of_them.dropped) == ([three], 1)
+    assert all_of_them.make_room()
+    assert len(all_of_them) == 2
+    all_of_them.hold(two)
+    all_of_them.wait_for(three)
+    all_of_them.hold(three)
+    await trio.sleep(1)
+    assert not all_of_them.make_room()
+    for peer in (one, two, three, three):
+        all_of_them.discard(peer)
+    all_of_them.hold(one)  # it is gone
+    assert len(all_of_them) == 0
+    assert dropped == [three]
+
+
+async def test_waiting_for_room(autojump_clock: trio.testing.MockClock) -> None:
+    """Room comes when somebody may be dropped, when somebody is to be waited for again, and when somebody is gone."""
+    peers = [Peer([]) for _ in range(2)]
+    full = Handshakes(2)
+    await full.wait_for_room()
+    for peer in peers:
+        full.wait_for(peer)
+    start = trio.current_time()
+    await full.wait_for_room()
+    assert trio.current_time() - start == pytest.approx(handshakes.PATIENCE)
+    assert len(full) == 2
+    for peer in peers:
+        full.hold(peer)
+    for change, patience in ((full.wait_for, handshakes.PATIENCE), (full.discard, 0)):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def change_later(change: object = change) -> None:
+                await trio.sleep(50)
+                assert callable(change)
+                change(peers[0])
+
+            start = trio.current_time()
+            await full.wait_for_room()
+            assert trio.current_time() - start == pytest.approx(50 + patience)
+        full.hold(peers[0])
+
+
+async def test_it_is_said_once(autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """That the bound is reached is one line in the log, until less than half of it is used again."""
+    full = Handshakes(4)
+
+    async def overrun() -> int:
+        for _ in range(6):
+            await trio.sleep(1)
+            assert full.make_room()
+            full.wait_for(Peer([]))
+        return len([record for record in caplog.records if "max_handshakes=4" in record.getMessage()])
+
+    assert await overrun() == 1
+    assert await overrun() == 1
+    for peer in list(full._waiting)[:2]:
+        full.discard(peer)
+    assert await overrun() == 1
+    for peer in list(full._waiting)[:3]:
+        full.discard(peer)
+    assert await overrun() == 2
+
+
+# A server
+
+
+@asynccontextmanager
+async def silent_peers(site: Site, count: int, said: bytes) -> AsyncGenerator[list[trio.abc.Stream]]:
+    """Peers that say something and nothing more; they come one after the other."""
+    async with AsyncExitStack() as stack:
+        streams = []
+        for number in range(count):
+            stream = await site.open_stream()
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+            if isinstance(stream, trio.SSLStream):
+                await stream.do_handshake()
+            await stream.send_all(said)
+            await until(lambda number=number: len(handshakes_of(site)) == number + 1)  # type: ignore[misc]
+            streams.append(stream)
+        yield streams
+
+
+def handshakes_of(site: Site) -> Handshakes:
+    """What the server counts."""
+    return site.server._site._handshakes
+
+
+async def serves(site: Site) -> None:
+    """An honest peer gets in."""
+    async with site.connect() as peer:
+        await peer.send("hello")
+        assert await peer.receive() == "hello"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_peers_that_drip_make_room(kind: Kind) -> None:
+    """Who comes when the bound is reached takes the place of the peer that drips for longest, which gets a 503."""
+    app = App(max_handshakes=3, max_connections=1)
+    Recorder(app)
+    async with serving(app, kind) as site, silent_peers(site, 3, b"GET / HT") as streams:
+        await serves(site)
+        assert app.stats().refused == 1
+        assert len(handshakes_of(site)) == 2
+        answer = await read_all(streams[0])
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 503 ")
+        assert answer or kind not in ("tcp", "unix")
+        for stream in streams[1:]:
+            with trio.move_on_after(0.01) as scope:
+                await stream.receive_some()
+            assert scope.cancelled_caught
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_answers_that_nobody_reads_make_room(kind: Kind) -> None:
+    """An answer counts until its socket is let go, and makes room as a peer that drips does."""
+    app = App(max_handshakes=3)
+    Recorder(app)
+    app.http("/page")(lambda request: b"x" * (1 << 24))
+    async with serving(app, kind, lockstep=True) as site, silent_peers(site, 3, PAGE):
+        for _ in range(3):
+            await serves(site)
+        assert app.stats().refused == 1  # the others had been answered
+        assert len(handshakes_of(site)) <= 2
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_refusals_that_nobody_takes_make_room(kind: Kind) -> None:
+    """A peer that is refused and does not close counts, and makes room."""
+    app = App(max_handshakes=2)
+    Recorder(app)
+    async with serving(app, kind) as site, silent_peers(site, 2, b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"):
+        await serves(site)
+        assert app.stats().refused == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_nobody_is_dropped_for_nobody(kind: Kind) -> None:
+    """As long as nobody else comes, as many peers as the bound allows may take their time."""
+    app = App(max_handshakes=2)
+    Recorder(app)
+    async with serving(app, kind) as site, silent_peers(site, 2, b"GET") as streams:
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert len(handshakes_of(site)) == 2
+        assert app.stats().refused == 0
+        await streams[0].send_all(REQUEST.removeprefix(b"GET"))
+        assert (await streams[0].receive_some()).startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_is_decided_about_is_not_dropped(kind: Kind) -> None:
+    """While the application decides about as many as there may be, the next one waits, and gets in afterwards."""
+    app = App(max_handshakes=2)
+    go = trio.Semaphore(0)
+
+    async def decide(request: object) -> None:
+        await go.acquire()
+
+    recorder = Recorder(app, hooks={"accept": decide})
+    async with serving(app, kind) as site, trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(serves, site)
+            await until(lambda number=number: len(recorder.requests) == min(number + 1, 2))  # type: ignore[misc]
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert len(recorder.requests) == 2
+        for _ in range(3):
+            go.release()
+    assert len(recorder.values("message")) == 3
+    assert app.stats().refused == 0
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_storm_of_honest_peers(kind: Kind) -> None:
+    """Honest peers all get in, however many come at once: who finds no room waits."""
+    app = App(max_handshakes=2)
+    recorder = Recorder(app)
+    async with serving(app, kind) as site, trio.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(serves, site)
+    assert len(recorder.values("message")) == 40
+    assert app.stats().refused == 0
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_system_out_of_descriptors(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the process has no descriptor left, a peer that drips is dropped for the one that comes."""
+    app = App()
+    Recorder(app)
+    async with serving(app, kind) as site, silent_peers(site, 2, b"GET / HT"):
+        fail_once(site, monkeypatch)
+        for _ in range(2):
+            await serves(site)
+        assert len(handshakes_of(site)) == 1
+
+
+def fail_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next attempt to accept fail for want of descriptors."""
+    left = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    if site.kind == "memory":
+        accept = site.listener.accept
+
+        async def fail_or_accept() -> trio.abc.Stream:
+            stream = await accept()
+            if left:
+                site.listener._queue.send_nowait(stream)
+                raise left.pop()
+            return stream
+
+        monkeypatch.setattr(site.listener, "accept", fail_or_accept)
+        return
+    plainly = socket.socket.accept
+
+    def fail_or_accept_socket(sock: socket.socket) -> tuple[socket.socket, object]:
+        if left:
+            raise left.pop()
+        return plainly(sock)
+
+    monkeypatch.setattr(socket.socket, "accept", fail_or_accept_socket)
+
+
+@pytest.mark.parametrize("use_epoll", [True, False], ids=["epoll", "streams"])
+async def test_nothing_is_counted_for_ever(kind: Kind, use_epoll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a handshake ends, it is not counted any more when its socket is let go."""
+    monkeypatch.setattr("trio_crowws._server.Engine", partial(Engine, use_epoll=use_epoll))
+    app = App(handshake_timeout=0.5)
+    Recorder(app)
+    Recorder(app, "/refusing", hooks={"accept": lambda request: False})
+    app.http("/page")(lambda request: "page")
+    async with serving(app, kind) as site:
+        await serves(site)
+        for path in ("/refusing", "/nowhere"):
+            with pytest.raises(Refused):
+                async with site.connect(path):
+                    pass
+        for said in (PAGE, b"GET", b"\0", b""):  # answered, cut off, malformed, and silent
+            stream = await site.open_stream()
+            if said and isinstance(stream, trio.SSLStream):
+                await stream.do_handshake()
+            if said:
+                await stream.send_all(said)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            await trio.aclose_forcefully(stream)
+        if kind == "tls":
+            async with await trio.open_tcp_stream("127.0.0.1", site.server.port) as plain:
+                await plain.send_all(PAGE)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        stream = await site.open_stream()
+        await read_all(stream)  # it says nothing, and the server loses patience
+        await trio.aclose_forcefully(stream)
+        await until(lambda: len(handshakes_of(site)) == 0)
+        assert app.stats().handshakes == 0
+
+
+async def read_all(stream: trio.abc.Stream) -> bytes:
+    """Everything until the end of the stream; a reset counts as an end."""
+    data = b""
+    with suppress(trio.BrokenResourceError):
+        while chunk := await stream.receive_some():
+            data += chunk
+    return data
+
+
+async def test_a_connection_is_none_of_them(kind: Kind) -> None:
+    """Open connections do not count."""
+    app = App(max_handshakes=1)
+    opened: list[Connection] = []
+    Recorder(app, hooks={"open": opened.append})
+    async with serving(app, kind) as site, AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(site.connect())
+        await until(lambda: len(opened) == 3)
+        assert app.stats().handshakes == 0
+        assert app.stats().refused == 0

@@ -1,0 +1,117 @@
+"""What holds a socket and is no open connection: counted, and bounded by the option `max_handshakes`.
+
+Theory of operation
+    A peer that has been accepted is in one of three states until it is a connection or gone:
+
+    * *waiting*: it is for the peer to go on. Its TLS handshake or its request is not complete, or it has been answered
+      and has to take the answer and close.
+    * *held*: its request is complete, and the application decides about it, within `handshake_timeout`.
+    * a connection, for which `max_connections` counts, or gone.
+
+    Where the bound is reached and somebody new comes, the one that has been *waiting* for longest is dropped. An honest
+    peer is done in milliseconds, so this one is nearly always a peer that drips, or one that does not read. It has at
+    least `PATIENCE` seconds, though; until then, and where all are held, nobody is accepted: a storm of honest peers
+    waits in the kernel's queue for as long as the work of this process takes, and is not sent away.
+
+    The same is done where the bound is the system's, because the process has no descriptor left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Protocol
+
+import trio
+
+from .._log import log
+
+__all__ = ["Handshakes"]
+
+PATIENCE = 0.1
+"""Seconds that a peer may be waited for, however many others there are: more than a round trip in most networks."""
+
+
+class Handshake(Protocol):
+    """One peer, as it is seen from here."""
+
+    def drop(self) -> None:
+        """Let go of the peer now."""
+
+
+class Handshakes:
+    """All handshakes and answers of an application, over all its servers.
+
+    Attributes:
+      limit: how many there may be.
+      dropped: how many were dropped for the sake of others.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.dropped = 0
+        self._waiting: OrderedDict[Handshake, float] = OrderedDict()  # with the time since when, the longest first
+        self._held: set[Handshake] = set()
+        self._changed = trio.lowlevel.ParkingLot()
+        self._told = False
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._held)
+
+    def wait_for(self, handshake: Handshake) -> None:
+        """It is for the peer to go on."""
+        self._held.discard(handshake)
+        self._waiting.pop(handshake, None)
+        self._waiting[handshake] = trio.current_time()
+        self._wake()
+
+    def hold(self, handshake: Handshake) -> None:
+        """It is for the application to go on."""
+        if self._waiting.pop(handshake, None) is not None:
+            self._held.add(handshake)
+
+    def discard(self, handshake: Handshake) -> None:
+        """It is a connection now, or gone. May be called again."""
+        self._waiting.pop(handshake, None)
+        self._held.discard(handshake)
+        self._wake()
+        if self._told and 2 * len(self) < self.limit:
+            self._told = False
+
+    def _wake(self) -> None:
+        if self._changed:
+            self._changed.unpark_all()
+
+    @property
+    def full(self) -> bool:
+        """Whether who comes now has to take the place of somebody."""
+        return len(self) >= self.limit
+
+    def make_room(self) -> bool:
+        """Drop whom it takes to let one more in; `False` while there is nobody who may be dropped."""
+        while self.full:
+            if not self._told:  # once, until it is over
+                self._told = True
+                log.warning("max_handshakes=%d is reached; peers that are waited for longest are dropped", self.limit)
+            if not self.drop_oldest():
+                return False
+        return True
+
+    def drop_oldest(self) -> bool:
+        """Drop the one that has been waited for longest, if that is long enough; whether there was one."""
+        if trio.current_time() < self._due():
+            return False
+        oldest, _ = self._waiting.popitem(last=False)
+        self.dropped += 1
+        oldest.drop()
+        return True
+
+    def _due(self) -> float:
+        """When somebody may be dropped."""
+        return next(iter(self._waiting.values()), math.inf) + PATIENCE
+
+    async def wait_for_room(self) -> None:
+        """Wait until `make_room` can do it. Cancellation stops the waiting only."""
+        while self.full and trio.current_time() < self._due():
+            with trio.CancelScope(deadline=self._due()):
+                await self._changed.park()
