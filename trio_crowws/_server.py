@@ -418,9 +418,7 @@ class Server:
     def _begin_socket(self, sock: socket.socket, local: Address, remote: Address) -> None:
         opening = self._admission.new_opening()
         try:
-            opening.transport = self._engine.add_socket(
-                sock, opening, local, remote, self._ssl_context, opening.deadline
-            )
+            opening.transport = self._engine.add_socket(sock, opening, local, remote, self._ssl_context)
             opening.transport.start()
         except Exception:  # the system cannot watch one more socket, or memory is short
             opening.hand_over()

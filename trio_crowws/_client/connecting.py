@@ -12,7 +12,6 @@ Theory of operation
 
 from __future__ import annotations
 
-import math
 import ssl
 from collections.abc import Iterable
 from dataclasses import replace
@@ -206,7 +205,7 @@ class Connecting:
         try:
             local, remote = plain_address(sock.getsockname()) or None, plain_address(sock.getpeername())
             hostname = None if context is None else target.server_hostname
-            transport = self._shared.engine.add_socket(sock, opening, local, remote, context, math.inf, hostname)
+            transport = self._shared.engine.add_socket(sock, opening, local, remote, context, hostname)
             opening.transport = transport
             transport.start()
             return transport

@@ -212,14 +212,21 @@ class Ending:
                     self._timers.tick() + self._options.close_timeout, linger=not both, patient=both and self._client
                 )
             else:
-                self._transport.abort()
+                self._drop()
         if self._phase is Phase.ANSWERING:
             self._begin_answering()
         elif self._phase is Phase.CLOSED:
-            self._become_closed(clean=event is Event.FLUSHED)
+            if self._close_info is None:  # else a transport that could not be aborted has said that it is lost
+                self._become_closed(clean=event is Event.FLUSHED)
         else:
             self._begin_closing()
         return True
+
+    def _drop(self) -> None:
+        try:
+            self._transport.abort()
+        except Exception as error:  # whoever ends the connection is often somebody else
+            self._transport.report(error)
 
     def _send_close(self, frame: CloseFrame) -> None:
         self._sent = frame
@@ -348,7 +355,10 @@ class Ending:
     # What the transport reports
 
     def _on_lost(self, error: Exception | None) -> None:
-        """The transport is gone."""
+        """The transport is gone. It may say so twice, where the first time has failed half-way."""
+        if self._phase is Phase.CLOSED and self._close_info is None:
+            self._become_closed(clean=False)
+            return
         reason = ConnectionLost(
             "the transport was closed" if error is None else f"the transport broke: {text_of(error)}"
         )

@@ -373,7 +373,10 @@ class Receiving(Sending):
 
     def _resume(self) -> None:
         self._resumed_at = self._timers.tick()
-        self._transport.resume()
+        try:
+            self._transport.resume()
+        except Exception as error:
+            self._transport.report(error)
 
     async def _call_control(self, event: Ping | Pong) -> None:
         callback = self._callbacks.ping if isinstance(event, Ping) else self._callbacks.pong

@@ -212,7 +212,12 @@ class Sending(Ending):
     def _write_packed(self, frame: bytes) -> None:
         """Compress the message in `frame`, and queue it."""
         assert self._packer is not None
-        self._write(self._packer.pack(frame))
+        try:
+            packed = self._packer.pack(frame)
+        except Exception as error:  # its context is spoilt now; that ends this connection, and not who publishes to it
+            self._transport.report(error)
+        else:
+            self._write(packed)
 
     def _write_published(self, frame: bytes) -> bool:
         """Write a frame that goes to many; `False`, and nothing is done, where there is more to it than that."""

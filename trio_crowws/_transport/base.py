@@ -265,7 +265,7 @@ class Transport(ABC):
             return
         self._shut = True
         self._detach()
-        self.paused = False
+        self.paused = self.more = False
         self._closing = linger or patient
         self._patient = patient
         try:

@@ -80,7 +80,6 @@ class Engine:
         local_address: Address,
         remote_address: Address,
         ssl_context: ssl.SSLContext | None,
-        handshake_deadline: float,
         server_hostname: str | None = None,
     ) -> Transport:
         """Serve a connected stdlib socket, from the moment when the transport is told to `start`.
@@ -88,26 +87,20 @@ class Engine:
         With a `server_hostname`, this is the client's side of TLS.
         """
         sock.setblocking(False)
-        if self._poller is None:
-            stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-            if ssl_context is not None:
-                stream = trio.SSLStream(
-                    stream,
-                    ssl_context,
-                    server_side=server_hostname is None,
-                    server_hostname=server_hostname,
-                    https_compatible=True,
-                )
-            return self.add_stream(
-                stream, receiver, local_address, remote_address, handshake_deadline=handshake_deadline
-            )
-        lower = SocketTransport(sock, self._poller, self.turns, self.timers, local_address, remote_address)
-        if ssl_context is None:
-            lower.receiver = receiver
-            return lower
-        lower.receiver = tls = TLSTransport(lower, ssl_context, self.turns, self.timers, server_hostname)
-        tls.receiver = receiver
-        return tls
+        lower: SocketTransport | StreamTransport
+        if self._poller is not None:
+            lower = SocketTransport(sock, self._poller, self.turns, self.timers, local_address, remote_address)
+        else:
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            lower = StreamTransport(stream, self.turns, self.timers, local_address, remote_address)
+        transport: Transport = lower
+        if ssl_context is not None:
+            transport = tls = TLSTransport(lower, ssl_context, self.turns, self.timers, server_hostname)
+            lower.receiver = tls
+        transport.receiver = receiver
+        if isinstance(lower, StreamTransport):
+            self._pump(lower)
+        return transport
 
     def add_stream(
         self,
@@ -119,14 +112,16 @@ class Engine:
         handshake_deadline: float = math.inf,
     ) -> Transport:
         """Serve a Trio stream; a TLS handshake that it still needs has to end by `handshake_deadline`."""
-        assert self._nursery is not None, "the engine is not running"
         transport = StreamTransport(
             stream, self.turns, self.timers, local_address, remote_address, handshake_deadline=handshake_deadline
         )
         transport.receiver = receiver
-        self._streams.add(transport)
-        self._nursery.start_soon(self._run_stream, transport)
+        self._pump(transport)
         return transport
+
+    def _pump(self, transport: StreamTransport) -> None:
+        self.nursery.start_soon(self._run_stream, transport)
+        self._streams.add(transport)
 
     @trio.lowlevel.enable_ki_protection
     async def _run_stream(self, transport: StreamTransport) -> None:
@@ -201,7 +196,10 @@ class Engine:
     def fail(self, error: Exception | None) -> None:
         """The engine has ended with transports in it: each receiver is told that it is lost."""
         for transport in self.transports:
-            transport.break_down(error)
+            try:
+                transport.break_down(error)
+            except Exception as defect:  # the others are told all the same
+                transport.report(defect)
 
     @property
     def transports(self) -> list[Transport]:

@@ -433,7 +433,10 @@ class Poller:
         One after the other, because a system call leaves little of the interpreter in the processor's caches, and the
         interpreter little of the kernel: one socket at a time would cost a tenth more.
         """
-        events = self._epoll.poll(0, EVENTS_PER_POLL)
+        try:
+            events = self._epoll.poll(0, EVENTS_PER_POLL)
+        except MemoryError:  # the sockets are ready still, when it is tried again
+            return 0
         self._timers.tick()
         by_fd = self._by_fd
         batch: list[tuple[SocketTransport, bytes]] = []

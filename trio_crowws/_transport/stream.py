@@ -1,4 +1,4 @@
-"""Any `trio.abc.Stream` as a transport: TLS, in-memory streams, sockets where there is no epoll.
+"""Any `trio.abc.Stream` as a transport: streams of the application's own, sockets where there is no epoll.
 
 One task pumps each way. The reading pump feeds; the writing pump sleeps until `flush` finds something to send. Both
 run in the engine's nursery, under its shield, and end when the transport is closed: by themselves after an orderly
@@ -162,7 +162,6 @@ class StreamTransport(Transport):
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._write_failed(error)
                 return
-            self.blocked = False
 
     async def _send_pieces(self, data: memoryview) -> None:
         """Send `data` piece by piece, so that progress shows while a slow peer takes a large message."""
@@ -172,6 +171,7 @@ class StreamTransport(Transport):
             self._timers.tick()
             self.bytes_sent += len(piece)
             self.buffered -= len(piece)
+            self.blocked = start + _PIECE < len(data)
             self.receiver._on_drained()
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:

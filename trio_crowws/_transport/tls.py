@@ -247,6 +247,7 @@ class TLSTransport(Transport):
 
     def _give_up(self, error: ssl.SSLError) -> None:
         """The peer does not speak TLS, or not a kind that both sides know. It gets the alert that says so."""
+        self._fault = error
         self._send_records()
         if not self.closed:
             receiver = self._detach()
@@ -412,7 +413,8 @@ class TLSTransport(Transport):
                 self._tls.unwrap()
             self._send_records()
         assert self._timer is not None
-        self._lower.close(self._timer.deadline, linger=bool(self._closing), patient=self._patient)
+        patient = self._patient and not self._at_end  # whoever has said `close_notify` has ended the stream
+        self._lower.close(self._timer.deadline, linger=bool(self._closing), patient=patient)
         self._forget()
 
     def end_linger(self) -> None:
@@ -430,7 +432,8 @@ class TLSTransport(Transport):
         return self._lower.released
 
     def abort(self) -> None:
-        self._release()
+        if not self.closed or self._fault is None:  # else the peer has a moment to read the alert
+            self._release()
 
     def _release(self) -> None:
         self._lower.abort()  # it may outlive this layer, to linger
