@@ -30,6 +30,7 @@ from support.rawclient import until
 from trio_crowws import App, CloseInfo, Connection, ConnectionClosed, Reject, Server
 from trio_crowws._cli import connecting
 from trio_crowws._cli.connecting import Standard, converse
+from trio_crowws._cli.showing import PlainShow
 from trio_crowws.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -572,32 +573,222 @@ async def test_a_second_signal_before_there_is_a_connection() -> None:
 async def test_a_terminal_in_this_process() -> None:
     """Lines are typed at a prompt, and their end closes the connection at once."""
     async with a_site() as site:
-        master, slave = pty.openpty()
-        statuses = []
         began = trio.current_time()
-
-        async def talk() -> None:
-            standard = Standard(slave, slave, slave)
-            statuses.append(await converse(parse(f"{site.url}/echo", "--wait", "60"), standard, {"TERM": "xterm"}))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(talk)
-            await see(master, "> ")
-            os.write(master, b"hello\n")
-            await see(master, "< hello")
-            os.write(master, b"\x04")
-            await see(master, "closed with 1000 by the client")
-        os.close(master)
-        os.close(slave)
-        assert statuses == [0]
+        async with at_a_desk(site, "--wait", "60", environment={"TERM": "xterm"}) as desk:
+            await desk.see("> ")
+            desk.type("hello\n")
+            await desk.see("< hello")
+            desk.type("\x04")
+            await desk.see("closed with 1000 by the client")
+        assert desk.statuses == [0]
         assert trio.current_time() - began < PATIENCE
 
 
-async def see(master: int, text: str) -> None:
-    data = ""
-    while text not in data:
-        await trio.lowlevel.wait_readable(master)
-        data += os.read(master, 1000).decode()
+class Desk:
+    """A conversation on a pseudo terminal in this process.
+
+    Attributes:
+      master: the other end of the terminal.
+      slave: the terminal.
+      statuses: the exit status, when it has ended.
+    """
+
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+        self.statuses: list[int] = []
+
+    async def talk(self, standard: Standard, options: argparse.Namespace, environment: Mapping[str, str]) -> None:
+        self.statuses.append(await converse(options, standard, environment))
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    async def see(self, text: str) -> str:
+        data = ""
+        while text not in data:
+            await trio.lowlevel.wait_readable(self.master)
+            data += os.read(self.master, 1000).decode()
+        return data
+
+    @property
+    def edits(self) -> bool:
+        """Whether keys come one by one."""
+        return not termios.tcgetattr(self.slave)[3] & termios.ICANON
+
+
+@asynccontextmanager
+async def at_a_desk(
+    site: Site, *arguments: str, output: int | None = None, environment: Mapping[str, str] | None = None
+) -> AsyncGenerator[Desk]:
+    desk = Desk()
+    before = termios.tcgetattr(desk.slave)
+    standard = Standard(desk.slave, desk.slave if output is None else output, desk.slave)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.talk, standard, parse(f"{site.url}/echo", *arguments), environment or {})
+            yield desk
+        assert termios.tcgetattr(desk.slave) == before
+    finally:
+        os.close(desk.master)
+        os.close(desk.slave)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [((), {}), ((), {"NO_COLOR": "1"}), ((), {"TERM": "dumb"}), (("--json",), {}), (("--binary",), {})],
+)
+async def test_lines_are_edited(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    """On every kind of terminal; keys do not become messages, and the last line comes back with the arrow key."""
+    async with a_site() as site:
+        async with at_a_desk(site, *arguments, environment=environment) as desk:
+            await desk.see("pong")
+            assert desk.edits
+            desk.type("helo\x1b[Dl\r")
+            await until(lambda: site.conns[0].messages_received == 1)
+            desk.type("\x1b[A!\n")
+            await until(lambda: site.conns[0].messages_received == 2)
+            seen = await desk.see("hello!" if "--binary" not in arguments else "68 65 6c 6c 6f 21")
+            desk.type("\x04")
+        assert desk.statuses == [0]
+        assert ("\x1b" in seen) is (not environment and "--json" not in arguments)
+
+
+async def test_a_terminal_beside_a_pipe() -> None:
+    """The messages go where the output goes, and what is typed is edited where the errors are shown."""
+    async with a_site() as site:
+        reader, writer = os.pipe()
+        async with at_a_desk(site, output=writer) as desk:
+            await desk.see("pong")
+            desk.type("helo\x1b[Dl")
+            await desk.see("hello\rhell")
+            desk.type("\n")
+            await trio.lowlevel.wait_readable(reader)
+            assert os.read(reader, 100) == b"hello\n"
+            desk.type("\x04")
+            await desk.see("closed with 1000")
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_no_terminal_to_draw_on() -> None:
+    """Where only the input is one, it edits lines by itself, as far as it can."""
+    async with a_site() as site, trio.open_nursery() as nursery:
+        talk = Talk(nursery, f"{site.url}/mute")
+        await until(lambda: bool(site.conns))
+        master, slave = pty.openpty()
+        assert connecting._Talk(parse("ws://h/"), Standard(slave, None, None), PlainShow(escaped=False))._row is None
+        os.close(master)
+        os.close(slave)
+        talk.end_input()
+        site.conns[0].close_nowait(1000)
+        await talk.ended.wait()
+
+
+async def test_a_message_while_a_line_is_typed() -> None:
+    """It is shown above the line, which is drawn anew below it, and can be edited on."""
+    async with a_site() as site, at_a_desk(site) as desk:
+        await desk.see("pong")
+        desk.type("helo\x1b[D")
+        await desk.see("> helo\r> hel")
+        await site.conns[0].send("hi")
+        await desk.see("\r\x1b[K\x1b[32m< hi\x1b[0m\r\n> helo\r> hel")
+        desk.type("l\n")
+        await desk.see("< hello")
+        desk.type("\x04")
+
+
+async def test_the_size_of_the_terminal_changes() -> None:
+    """The line is drawn anew; before there is a line, nothing is."""
+    async with a_site() as site:
+        talk = unstarted()
+        await talk._draw()
+        with pytest.raises(trio.WouldBlock):
+            talk._to_write.receive_nowait()
+        async with at_a_desk(site) as desk:
+            await desk.see("pong")
+            desk.type("half a line")
+            await desk.see("half a line")
+            os.kill(os.getpid(), signal.SIGWINCH)
+            await desk.see("\r\x1b[K> half a line")
+            desk.type("\n\x04")
+
+
+async def test_ctrl_z(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal is as it was while the process is stopped, and the line is there again when it goes on."""
+    stopped: list[bool] = []
+    kill = os.kill
+
+    def stop(process: int, number: int) -> None:
+        if number == signal.SIGSTOP:
+            stopped.append(desk.edits)
+        else:
+            kill(process, number)
+
+    monkeypatch.setattr(os, "kill", stop)
+    async with a_site() as site, at_a_desk(site) as desk:
+        await desk.see("pong")
+        desk.type("half a line")
+        await desk.see("half a line")
+        os.kill(os.getpid(), signal.SIGTSTP)
+        await desk.see("\r\x1b[K> half a line")
+        assert stopped == [False]
+        assert desk.edits
+        desk.type("\n\x04")
+
+
+async def test_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal is left to the others until the process comes to the foreground."""
+    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp() + 1)
+    async with a_site() as site, at_a_desk(site) as desk:
+        await desk.see("pong")
+        assert not desk.edits
+        monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp())
+        os.kill(os.getpid(), signal.SIGCONT)
+        await until(lambda: desk.edits)
+        desk.type("\x04")
+
+
+async def test_a_signal_before_there_is_a_connection() -> None:
+    """What is about the terminal does not change it before anything can be typed."""
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, deaf, 0, host="127.0.0.1"))
+        site = Site()
+        site.url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+        with trio.fail_after(PATIENCE):
+            async with at_a_desk(site) as desk:
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                os.kill(os.getpid(), signal.SIGCONT)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert not desk.edits
+                os.kill(os.getpid(), signal.SIGINT)
+        assert desk.statuses == [130]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_terminal_goes_away() -> None:
+    """The connection is closed with 1000, as at the end of any input."""
+    async with a_site() as site:
+        master, slave = pty.openpty()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(converse, parse(f"{site.url}/echo"), Standard(slave, slave, slave), {})
+            await until(lambda: bool(site.conns))
+            await until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON)
+            os.close(master)
+        os.close(slave)
+        assert [info.code for info in site.infos] == [1000]
+
+
+async def test_a_shell_without_job_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Ctrl-Z is ignored it stays so."""
+    master, slave = pty.openpty()
+    keyboard = connecting._Talk(parse("ws://h/"), Standard(slave, slave, None), PlainShow(escaped=True))._keyboard
+    assert keyboard is not None
+    assert signal.SIGTSTP in keyboard.signals
+    before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    assert signal.SIGTSTP not in keyboard.signals
+    signal.signal(signal.SIGTSTP, before)
+    os.close(master)
+    os.close(slave)
 
 
 # A process of its own
@@ -670,7 +861,8 @@ async def test_a_terminal() -> None:
             await in_thread(terminal.wait_for, r"connected to ws://\S+ in \d+\.\d ms")
             await in_thread(terminal.wait_for, r"\r\x1b\[K> ")
             terminal.type("hello\n")
-            await in_thread(terminal.wait_for, r"\x1b7\x1bD\x1b\[A\x1b\[L\r\x1b\[32m< hello\x1b\[0m\x1b8\x1b\[B")
+            await in_thread(terminal.wait_for, r"\r\x1b\[K> hello\r\n\r?\x1b?\[?K?> ")
+            await in_thread(terminal.wait_for, r"\r\x1b\[K\x1b\[32m< hello\x1b\[0m\r\n> ")
             await site.conns[0].ping()
             await in_thread(terminal.wait_for, r"ping( [0-9a-f]{2})+")
             terminal.type("\x04")
@@ -711,6 +903,31 @@ async def test_half_a_line_is_forgotten() -> None:
         assert await in_thread(process.wait, PATIENCE) == 0
         terminal.type("ine\n")
         assert await in_thread(os.read, slave, 100) == b"ine\n"
+        os.close(master)
+        os.close(slave)
+
+
+async def test_a_process_is_stopped_and_goes_on() -> None:
+    """By Ctrl-Z, while a line is typed."""
+    async with a_site() as site:
+        master, slave = pty.openpty()
+        before = termios.tcgetattr(slave)
+        process = start_on(slave, f"{site.url}/echo")
+        terminal = Terminal(master, process)
+        await in_thread(terminal.wait_for, "> ")
+        terminal.type("helo")
+        await in_thread(terminal.wait_for, "> helo")
+        process.send_signal(signal.SIGTSTP)
+        stopped = await in_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert stopped.si_status == signal.SIGSTOP
+        assert termios.tcgetattr(slave) == before
+        process.send_signal(signal.SIGCONT)
+        await in_thread(terminal.wait_for, "> helo")
+        terminal.type("\x1b[Dl\n")
+        await in_thread(terminal.wait_for, "< hello")
+        terminal.type("\x04")
+        assert await in_thread(process.wait, PATIENCE) == 0
+        assert termios.tcgetattr(slave) == before
         os.close(master)
         os.close(slave)
 

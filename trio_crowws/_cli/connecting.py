@@ -15,7 +15,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,9 @@ from .._foreign import cause_of, unwrap
 from .._protocol.url import parse_url
 from .._session.connection import Connection
 from ..errors import ConnectFailed, ConnectionClosed, CrowWSError, InvalidURL, Rejected
+from .editing import Editor, Row
 from .exits import FAILED, OK, REFUSED, UNCLEAN, UNREAD, USAGE
+from .keyboard import CAN_EDIT, Keyboard
 from .showing import JsonShow, Piece, PlainShow, Refusal, Show, TerminalShow
 from .standard import InputError, Lines, Output
 
@@ -44,6 +46,7 @@ The end of the input closes the connection with 1000: at once where the input is
 has come for --wait seconds.
 """
 
+PROMPT = "> "
 NORMAL_CODES = frozenset((1000, 1001, 1005))
 PIECES = 64
 DRAIN_PATIENCE = 1.0
@@ -127,13 +130,19 @@ class Standard:
             return JsonShow(time.time)
         is_terminal = _is_terminal(self.output)
         if is_terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb":
-            return TerminalShow(prompted=self.is_interactive, columns=lambda: shutil.get_terminal_size().columns)
+            return TerminalShow()
         return PlainShow(escaped=is_terminal)
 
     @property
     def is_interactive(self) -> bool:
         """Whether lines are typed."""
         return _is_terminal(self.input)
+
+    @property
+    def terminals(self) -> frozenset[bool]:
+        """Which of the outputs are a terminal: `False` for the output, `True` for the error."""
+        outputs = {False: self.output, True: self.error}
+        return frozenset(to_error for to_error, descriptor in outputs.items() if _is_terminal(descriptor))
 
 
 def _descriptor_of(stream: TextIO | None) -> int | None:
@@ -169,7 +178,13 @@ class _Talk:
 
     def __init__(self, options: argparse.Namespace, standard: Standard, show: Show) -> None:
         self._options = options
-        self._lines = Lines(standard.input, text=not options.binary)
+        self._row: Row | None = None
+        self._keyboard: Keyboard | None = None
+        self._lines: Lines | Keyboard = Lines(standard.input, text=not options.binary)
+        if CAN_EDIT and standard.input is not None and standard.is_interactive and standard.terminals:
+            editor = Editor()
+            self._row = _row(editor, standard.terminals, show)
+            self._lines = self._keyboard = Keyboard(standard.input, editor, self._draw)
         self._outputs = (Output(standard.output), Output(standard.error))
         self._is_interactive = standard.is_interactive
         self._show = show
@@ -183,18 +198,26 @@ class _Talk:
 
     async def run(self) -> int:
         """Talk until it is over; the exit status."""
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._obey, signals, nursery.cancel_scope)
-                async with trio.open_nursery() as writing:
-                    writing.start_soon(self._write)
-                    with self._talking:
-                        await self._talk()
-                    if self._signal:
-                        writing.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
-                    await self._show_end()
-                nursery.cancel_scope.cancel()
+        about_terminal = () if self._keyboard is None else self._keyboard.signals
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *about_terminal) as signals:
+            try:
+                await self._run(signals)
+            finally:
+                if self._keyboard is not None:
+                    self._keyboard.close()
         return 128 + self._signal if self._signal else self._status
+
+    async def _run(self, signals: AsyncIterator[int]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+            async with trio.open_nursery() as writing:
+                writing.start_soon(self._write)
+                with self._talking:
+                    await self._talk()
+                if self._signal:
+                    writing.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
+                await self._show_end()
+            nursery.cancel_scope.cancel()
 
     async def _talk(self) -> None:
         """Connect, and exchange messages until the connection has ended."""
@@ -222,6 +245,9 @@ class _Talk:
 
     async def _exchange(self, conn: Connection) -> None:
         self._latest = trio.current_time()
+        if self._keyboard is not None and self._row is not None:
+            self._keyboard.open()
+            await self._send(self._row.open())
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_lines, conn)
@@ -239,11 +265,9 @@ class _Talk:
 
     async def _send_lines(self, conn: Connection) -> None:
         """Send what the input has, and close the connection some time after its end."""
-        await self._prompt()
         try:
             while (line := await self._lines.next()) is not None:
                 await conn.send(line if self._options.binary else _decode(line))
-                await self._prompt()
         except ConnectionClosed:
             return
         if not self._is_interactive:
@@ -274,6 +298,8 @@ class _Talk:
         """How the connection ended, if there was one; nothing is shown after that."""
         if self._is_interactive:
             self._lines.discard_typed()
+        if self._row is not None and self._row.is_open:
+            await self._send(self._row.close())
         info = None if self._conn is None else self._conn.close_info
         if self._conn is not None and info is not None:
             await self._put(self._show.closed(info, self._conn.latency))
@@ -283,16 +309,21 @@ class _Talk:
 
     # What is written
 
-    async def _prompt(self) -> None:
-        piece = self._show.prompt()
-        if piece is not None:
-            await self._put(piece)
+    async def _draw(self, lines: Sequence[bytes] = ()) -> None:
+        """Show what is being typed, below the `lines` that were completed."""
+        if self._row is not None and self._row.is_open:
+            for line in lines:
+                await self._send(self._row.submitted(line))
+            await self._send(self._row.draw())
 
     async def _fail(self, status: int, piece: Piece) -> None:
         self._status = status
         await self._put(piece)
 
     async def _put(self, piece: Piece) -> None:
+        await self._send(piece if self._row is None else self._row.around(piece))
+
+    async def _send(self, piece: Piece) -> None:
         with suppress(trio.BrokenResourceError):  # nobody reads the output, and all of this is about to end
             await self._pieces.send(piece)
 
@@ -311,14 +342,25 @@ class _Talk:
                     return
 
     async def _obey(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
-        """The first signal closes the connection, the second one does not wait for that."""
+        """The first signal closes the connection, the second one does not wait for that; others are the terminal's."""
         async for number in signals:
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                assert self._keyboard is not None
+                self._keyboard.obey(number)
+                await self._draw()
+                continue
             if self._signal:
                 if self._conn is not None:
                     self._conn.abort()
                 everything.cancel()
             self._signal = number
             self._talking.cancel()
+
+
+def _row(editor: Editor, terminals: frozenset[bool], show: Show) -> Row:
+    coloured = isinstance(show, TerminalShow)
+    prompt = PROMPT if coloured else ""
+    return Row(editor, prompt, coloured=coloured, places=terminals, columns=lambda: shutil.get_terminal_size().columns)
 
 
 def _connect_options(options: argparse.Namespace) -> dict[str, Any]:

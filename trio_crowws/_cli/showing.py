@@ -11,26 +11,19 @@ import base64
 import json
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .._closeinfo import CloseInfo
 
-__all__ = ["JsonShow", "Piece", "PlainShow", "Refusal", "Show", "TerminalShow", "rows", "visible"]
+__all__ = ["JsonShow", "Piece", "PlainShow", "Refusal", "Show", "TerminalShow", "cells", "visible"]
 
 BODY_SHOWN = 500
 BYTES_SHOWN = 64
 
 BOLD, DIM, RED, GREEN, YELLOW = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 RESET = "\x1b[0m"
-CLEAR_LINE = "\r\x1b[K"
-# Make room for one row above the one with the cursor, which keeps what was typed there: remember the place, make sure
-# that there is a row below (at the bottom the screen scrolls), go back, and push this row down.
-OPEN_ROW = "\x1b7\x1bD\x1b[A\x1b[L\r"
-# Back to where the cursor was in the row that was pushed down. At the bottom it cannot go further and need not.
-CLOSE_ROW = "\x1b8\x1b[B"
-PROMPT = "> "
 
 
 def visible(text: str) -> str:
@@ -43,21 +36,13 @@ def visible(text: str) -> str:
     )
 
 
-def rows(text: str, columns: int) -> Iterator[str]:
-    """Cut printable text into rows of so many cells at most."""
-    row, used = "", 0
-    for each in text:
-        cells = _cells(each)
-        if used + cells > columns:
-            yield row
-            row, used = "", 0
-        row += each
-        used += cells
-    yield row
+def cells(text: str) -> int:
+    """How many cells of a terminal printable text takes."""
+    return sum(map(_cells, text))
 
 
 def _cells(character: str) -> int:
-    if unicodedata.combining(character):
+    if unicodedata.category(character) in ("Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
@@ -120,10 +105,6 @@ class Show(ABC):
     def note(self, text: str, style: str = DIM) -> Piece:
         """A line about the connection."""
 
-    def prompt(self) -> Piece | None:
-        """What invites to type a line, after the last one was sent."""
-        return None
-
 
 class PlainShow(Show):
     """Messages to the standard output, one per line; all else to the standard error.
@@ -145,44 +126,16 @@ class PlainShow(Show):
 
 
 class TerminalShow(Show):
-    """Everything on one terminal, with colours, and above the line that is being typed.
-
-    Args:
-      prompted: lines are typed on the same terminal.
-      columns: asks for the width of the terminal, which may change.
-    """
-
-    def __init__(self, *, prompted: bool, columns: Callable[[], int]) -> None:
-        self._prompted = prompted
-        self._columns = columns
-        self._typing = False
+    """Everything on one terminal, with colours."""
 
     def message(self, data: str | bytes) -> Piece:
-        return self._rows(f"< {_describe(data)}", GREEN if isinstance(data, str) else GREEN + BOLD)
-
-    def note(self, text: str, style: str = DIM) -> Piece:
-        return self._rows(visible(text), style)
+        return self.note(f"< {_describe(data)}", GREEN if isinstance(data, str) else GREEN + BOLD)
 
     def error(self, text: str) -> Piece:
-        return self._rows(f"trio-crowws: {visible(text)}", RED)
+        return self.note(f"trio-crowws: {text}", RED)
 
-    def closed(self, info: CloseInfo, latency: float | None) -> Piece:
-        # Nothing more can be sent, so the line of the prompt goes, and whatever was being typed.
-        typing, self._typing = self._typing, False
-        piece = super().closed(info, latency)
-        return Piece(CLEAR_LINE.encode() + piece.data) if typing else piece
-
-    def prompt(self) -> Piece | None:
-        if not self._prompted:
-            return None
-        self._typing = True
-        return Piece(f"{CLEAR_LINE}{PROMPT}".encode())
-
-    def _rows(self, text: str, style: str) -> Piece:
-        if not self._typing:
-            return Piece(f"{style}{text}{RESET}\n".encode())
-        width = max(20, self._columns() - 1)
-        return Piece("".join(f"{OPEN_ROW}{style}{row}{RESET}{CLOSE_ROW}" for row in rows(text, width)).encode())
+    def note(self, text: str, style: str = DIM) -> Piece:
+        return Piece(f"{style}{visible(text)}{RESET}\n".encode())
 
 
 class JsonShow(Show):

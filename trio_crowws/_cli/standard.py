@@ -23,7 +23,7 @@ import trio
 if sys.platform != "win32":  # pragma: no branch - see the top of the file
     import termios
 
-__all__ = ["InputError", "Lines", "Output"]
+__all__ = ["InputError", "Lines", "Output", "check_size"]
 
 READ_SIZE = 1 << 16
 MAX_LINE = 1 << 26
@@ -33,6 +33,12 @@ WRITE_SIZE: int = getattr(select, "PIPE_BUF", 512)
 
 class InputError(Exception):
     """The input cannot be used."""
+
+
+def check_size(size: int) -> None:
+    """Refuse a line that has come to so many bytes, or characters, without an end."""
+    if size > MAX_LINE:
+        raise InputError(f"a line of the input is longer than {MAX_LINE >> 20} MiB")
 
 
 @final
@@ -68,9 +74,8 @@ class Lines:
                 self._data.clear()
                 return rest or None
             searched = len(self._data)
-            if searched > MAX_LINE:
-                raise InputError(f"a line of the input is longer than {MAX_LINE >> 20} MiB")
-            await self._read()
+            check_size(searched)
+            self._data += await self.read()
         line = bytes(self._data[:end])
         del self._data[: end + 1]
         return line.removesuffix(b"\r") if self._text else line
@@ -81,22 +86,31 @@ class Lines:
             with suppress(termios.error):  # a terminal that is gone
                 termios.tcflush(self._descriptor, termios.TCIFLUSH)
 
-    async def _read(self) -> None:
+    async def read(self) -> bytes:
+        """What can be read next, in pieces of any size; nothing at the end.
+
+        Cancellation: nothing is lost.
+        """
         assert self._descriptor is not None  # or it has ended
         if sys.platform == "win32":  # pragma: no cover - see the top of the file
             data = await trio.to_thread.run_sync(os.read, self._descriptor, READ_SIZE, abandon_on_cancel=True)
         else:
+            data = await self._read()
+        self._ended = not data
+        return data
+
+    async def _read(self) -> bytes:
+        assert self._descriptor is not None
+        while True:
             await self._ready.wait()
             try:
-                data = os.read(self._descriptor, READ_SIZE)
+                return os.read(self._descriptor, READ_SIZE)
             except BlockingIOError:  # somebody else has made it non-blocking, and another reader was quicker
-                return
+                pass
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                data = b""  # a terminal that is gone
-        self._data += data
-        self._ended = not data
+                return b""  # a terminal that is gone
 
 
 @final
