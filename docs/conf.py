@@ -68,6 +68,7 @@ nitpick_ignore = [
     ("py:class", "collections.abc.AsyncGenerator"),  # testing.connect
     ("py:class", "collections.abc.Awaitable"),  # Connection.start_soon
     ("py:class", "collections.abc.Callable"),  # App.http, Route.onopen and its sisters, the option origins
+    ("py:class", "collections.abc.Iterable"),  # exclude= of App.publish and Room.publish
     ("py:class", "collections.abc.Mapping"),  # headers of Accept, Reject, Response and connect; Stats.closed
     ("py:class", "collections.abc.Sequence"),  # the same headers; App.routes, App.serve_listeners
     ("py:class", "contextlib.AbstractAsyncContextManager"),  # connect, connect_stream
@@ -83,11 +84,9 @@ nitpick_ignore = [
     # wsproto, in testing.Peer.receive_event.
     ("py:class", "wsproto.events.Ping"),
     ("py:class", "wsproto.events.Pong"),
-    # Names that exist for type checkers only, so there is nothing to link to.
-    ("py:class", "Address"),  # (host, port), the path of a Unix socket, or None
-    ("py:class", "SlowPolicy"),  # the three values of the option on_slow
+    # Type variables and their like, so there is nothing to link to.
     ("py:class", "AbstractAsyncContextManager"),  # what connect returns, and connect= of keep_connected takes
-    ("py:class", "T"),  # keep_connected returns what the handler returns
+    ("py:class", "trio_crowws._client.supervisor.T"),  # keep_connected returns what the handler returns
     ("py:class", "trio_crowws._site.F"),  # a decorator returns the function that it was given
     ("py:class", "trio_crowws._route.F"),
     # The protocol that lets a connection name the result of publish; documented as PublishResult.

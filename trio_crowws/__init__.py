@@ -12,8 +12,8 @@ from ._client.supervisor import LinkPhase, LinkState, is_final, keep_connected
 from ._closeinfo import CloseCode, CloseFrame, CloseInfo
 from ._deflate import Deflate
 from ._options import Options
-from ._protocol.answer import ServerResponse
-from ._protocol.request import Headers, Query, Request
+from ._request import Headers, Query, Request
+from ._response import ServerResponse
 from ._rooms import PublishResult, Room
 from ._route import Route
 from ._server import Server

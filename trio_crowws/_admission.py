@@ -31,7 +31,7 @@ from ._upgrade import PLAINLY, SHUTTING_DOWN, Decider, Undecided, Upgrade, inter
 from .errors import HandshakeError
 
 if TYPE_CHECKING:
-    from ._protocol.request import Request
+    from ._request import Request
     from ._route import HTTPRoute, Route
     from ._session.connection import Connection
     from ._session.handlers import Callbacks

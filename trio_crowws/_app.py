@@ -6,7 +6,7 @@ import os
 import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import trio
 
@@ -14,9 +14,7 @@ from ._listeners import open_tcp, open_unix
 from ._running import run_until_signal
 from ._server import Server
 from ._site import Site
-
-if TYPE_CHECKING:
-    from ._transport.base import Address
+from ._types import Address
 
 __all__ = ["App"]
 

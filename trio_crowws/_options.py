@@ -12,19 +12,16 @@ import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, cast
+from typing import Any, Literal, NamedTuple, TypeGuard, cast
 
 from ._deflate import Deflate
-
-if TYPE_CHECKING:
-    from ._protocol.request import Request
+from ._request import Request
+from ._types import SlowPolicy
 
 __all__ = ["Options", "check_context", "check_option", "check_seconds"]
 
 KIB = 1024
 MIB = 1024 * KIB
-
-SlowPolicy = Literal["close", "drop", "latest"]
 
 _UNSENT = 128 * KIB
 """`unsent_limit="auto"`: enough for the kernel not to run dry, and no more than one or two of our own writes."""

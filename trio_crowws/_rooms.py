@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import trio
 
-from ._protocol.compressing import check_compress
+from ._protocol.compressing import Compressor, check_compress
 from ._protocol.encoding import encode_message
+from ._session.connection import Connection
 from ._session.sending import Offered
-
-if TYPE_CHECKING:
-    from ._protocol.compressing import Compressor
-    from ._session.connection import Connection
+from ._types import MessageLike
 
 __all__ = ["PublishResult", "Room", "Rooms"]
 
@@ -43,7 +41,7 @@ class PublishResult:
 @trio.lowlevel.enable_ki_protection
 def deliver(
     members: Iterable[Connection],
-    data: str | bytes | bytearray | memoryview,
+    data: MessageLike,
     room: str | None = None,
     exclude: frozenset[Connection] = frozenset(),
     compress: bool | None = None,
@@ -129,7 +127,7 @@ class Rooms:
     def publish(
         self,
         room: str,
-        data: str | bytes | bytearray | memoryview,
+        data: MessageLike,
         exclude: Iterable[Connection] = (),
         compress: bool | None = None,
     ) -> PublishResult:
@@ -168,7 +166,7 @@ class Room:
 
     def publish(
         self,
-        data: str | bytes | bytearray | memoryview,
+        data: MessageLike,
         *,
         exclude: Iterable[Connection] = (),
         compress: bool | None = None,

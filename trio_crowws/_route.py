@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
+from typing import Any, Generic, TypeVar, final, overload
 from urllib.parse import unquote
 
-from ._rooms import deliver
-from ._session.handlers import Callbacks, Handler, HandlerPlan
-
-if TYPE_CHECKING:
-    from ._options import Options
-    from ._rooms import PublishResult
-    from ._session.connection import Connection
-    from ._session.handlers import Callback
+from ._options import Options
+from ._rooms import PublishResult, deliver
+from ._session.connection import Connection
+from ._session.handlers import Callback, Callbacks, Handler, HandlerPlan
+from ._types import MessageLike
 
 __all__ = ["HTTPRoute", "Route", "Router"]
 
@@ -173,7 +170,7 @@ class Route:
         """Decorator; see `onclose`."""
         return self._set("on_close", function)
 
-    def broadcast(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> PublishResult:
+    def broadcast(self, data: MessageLike, *, compress: bool | None = None) -> PublishResult:
         """Send `data` to every connection of this route; never waits. See `App.publish`."""
         return deliver(self._connections, data, compress=compress)
 

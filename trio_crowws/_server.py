@@ -19,7 +19,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import trio
 
@@ -29,14 +29,12 @@ from ._foreign import cause_of, describe, explain, is_a, unwrap
 from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address, is_exhausted
 from ._log import log
 from ._options import check_seconds
+from ._route import Route
+from ._session.connection import Connection
+from ._site import Site
 from ._transport.engine import Engine
 from ._transport.stream import addresses_of, close_stream, plain_address
-
-if TYPE_CHECKING:
-    from ._route import Route
-    from ._session.connection import Connection
-    from ._site import Site
-    from ._transport.base import Address
+from ._types import Address
 
 __all__ = ["Server"]
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ._log import log
 from ._options import Options
 from ._protocol.compressing import Packers
-from ._rooms import Room, Rooms, deliver
+from ._rooms import PublishResult, Room, Rooms, deliver
 from ._route import HTTPRoute, Route, Router
 from ._session.accepting import Response
+from ._session.connection import Connection
 from ._session.handlers import Callback, make_callback
 from ._session.handshakes import Handshakes
 from ._stats import Stats, Tally
-
-if TYPE_CHECKING:
-    from ._rooms import PublishResult
-    from ._session.connection import Connection
+from ._types import MessageLike
 
 __all__ = ["Site"]
 
@@ -119,7 +117,7 @@ class Site:
     def publish(
         self,
         room: str,
-        data: str | bytes | bytearray | memoryview,
+        data: MessageLike,
         *,
         exclude: Iterable[Connection] = (),
         compress: bool | None = None,
@@ -143,7 +141,7 @@ class Site:
         """
         return self._registry.publish(room, data, exclude, compress)
 
-    def broadcast(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> PublishResult:
+    def broadcast(self, data: MessageLike, *, compress: bool | None = None) -> PublishResult:
         """Send `data` to every open connection; see `publish`."""
         return deliver(self._connections, data, compress=compress)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ._session.connection import Connection
+from ._session.connection import Connection
 
 __all__ = ["Stats", "Tally"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ._options import Options
     from ._protocol.compressing import Packers
     from ._protocol.deflate_offer import Agreement
-    from ._protocol.request import Request
+    from ._request import Request
     from ._route import HTTPRoute, Route
     from ._session.connection import RoomsLike
     from ._session.opening import Opening

@@ -28,15 +28,13 @@ one of them is the reason, it is the `__cause__`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ._closeinfo import CloseInfo
 from ._copying import reduce_error
 from ._foreign import quoted, text_of
-
-if TYPE_CHECKING:
-    from ._protocol.answer import ServerResponse
-    from ._protocol.request import Headers
+from ._request import Headers
+from ._response import ServerResponse
 
 __all__ = [
     "CloseTimeout",

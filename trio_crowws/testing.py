@@ -21,12 +21,12 @@ from ._deflate import Deflate
 from ._options import check_option
 from ._protocol.url import parse_resource
 from ._server import Server
-from ._session.accepting import HeadersLike
 from ._session.connection import Connection
 from ._testing.faults import FaultyStream
 from ._testing.peer import Peer, PeerClosed
 from ._testing.peer import make_frame as make_frame
 from ._testing.shaking import Refused, shake_hands
+from ._types import HeadersLike
 
 __all__ = ["FaultyStream", "Peer", "PeerClosed", "Refused", "connect", "shake_hands"]
 

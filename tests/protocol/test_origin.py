@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_crowws._protocol.origin import OriginPolicy, check_origin
-from trio_crowws._protocol.request import Headers, Request
+from trio_crowws._protocol.origin import check_origin
+from trio_crowws._request import Headers, Request
 from trio_crowws.errors import HandshakeError
+from trio_crowws.typing import OriginPolicy
 
 
 def make(*origins: str, host: str = "example.org", secure: bool = False) -> Request:

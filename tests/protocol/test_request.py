@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_crowws._protocol.request import Headers, Query, Request, split_list
+from trio_crowws._request import Headers, Query, Request, split_list
 
 
 def make(target: str = "/", *headers: tuple[str, str]) -> Request:

@@ -11,6 +11,7 @@ import inspect
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,9 @@ from typing import Any
 import pytest
 
 import trio_crowws
+import trio_crowws.errors
 import trio_crowws.testing
+import trio_crowws.typing
 
 PACKAGE = Path(trio_crowws.__file__).parent
 PUBLIC = [trio_crowws, trio_crowws.testing]
@@ -128,6 +131,41 @@ def public_names() -> Iterator[tuple[str, Any]]:
     for module in PUBLIC:
         for name in module.__all__:
             yield f"{module.__name__}.{name}", getattr(module, name)
+
+
+TYPES = ["Address", "BytesLike", "HeadersLike", "Message", "MessageLike", "OriginPolicy", "SlowPolicy"]
+
+
+def test_the_list_of_types() -> None:
+    """These are the names for types that signatures share; each is in the reference."""
+    assert trio_crowws.typing.__all__ == TYPES
+    reference = (PACKAGE.parent / "docs" / "reference" / "typing.md").read_text()
+    assert re.findall(r"py:data:: (\w+)", reference) == TYPES
+
+
+def annotated() -> Iterator[tuple[str, Any]]:
+    """Every public function and class, and what the public classes have by way of this package."""
+    for module in (trio_crowws, trio_crowws.errors, trio_crowws.testing, trio_crowws.typing):
+        yield module.__name__, module
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield name, inspect.unwrap(value)
+            for base in value.__mro__ if inspect.isclass(value) else ():
+                for member, raw in vars(base).items() if base.__module__.startswith("trio_crowws") else ():
+                    function = raw.fget if isinstance(raw, property) else getattr(raw, "__func__", raw)
+                    if inspect.isfunction(function):
+                        yield f"{name}.{member}", inspect.unwrap(function)
+
+
+ANNOTATED = dict(annotated())
+
+
+@pytest.mark.parametrize("value", ANNOTATED.values(), ids=ANNOTATED)
+def test_annotations_can_be_resolved(value: Any) -> None:
+    """`typing.get_type_hints` works on all that is public, as tools that read annotations need it."""
+    hints = typing.get_type_hints(value, include_extras=True)
+    assert set(hints) >= set(getattr(value, "__annotations__", {}))
 
 
 MEMBERS = (property, staticmethod, classmethod, functools.cached_property)
@@ -284,7 +322,7 @@ def test_private_names_of_others_are_not_used() -> None:
 LAYERS = [
     ["_foreign"],
     ["_log"],
-    ["errors", "_closeinfo", "_copying", "_deflate", "_options"],
+    ["_types", "_request", "_response", "errors", "typing", "_closeinfo", "_copying", "_deflate", "_options"],
     ["_protocol"],
     ["_transport"],
     ["_session"],

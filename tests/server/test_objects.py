@@ -16,7 +16,7 @@ import trio
 from support.rawclient import plain
 from support.servers import Recorder, serving
 from trio_crowws import App, CloseFrame, CloseInfo, ConnectionClosed, PayloadTooBig, PublishResult, Reject
-from trio_crowws._protocol.request import Headers
+from trio_crowws._request import Headers
 from trio_crowws.testing import Peer, connect, make_frame
 
 

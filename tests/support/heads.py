@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from trio_crowws._protocol.handshake import RequestReader, check_upgrade
-from trio_crowws._protocol.request import Request
+from trio_crowws._request import Request
 from trio_crowws.errors import HandshakeError
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # the example of RFC 6455 section 1.3

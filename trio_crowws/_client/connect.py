@@ -13,8 +13,8 @@ import trio
 from .._options import Options, check_context, check_seconds
 from .._protocol.handshake import check_headers
 from .._protocol.url import parse_proxy, parse_url
-from .._session.accepting import HeadersLike
 from .._session.connection import Connection
+from .._types import HeadersLike
 from .connecting import Connecting, Plan
 
 __all__ = ["connect", "connect_stream"]

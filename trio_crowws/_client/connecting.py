@@ -23,19 +23,21 @@ import trio
 
 from .._foreign import quoted
 from .._log import log
-from .._protocol.answer import AnswerReader, ServerResponse, UpgradeRequest, check_accepted
+from .._protocol.answer import AnswerReader, UpgradeRequest, check_accepted
 from .._protocol.compressing import Compressor, Packer
 from .._protocol.deflate import Inflater
 from .._protocol.framing import FrameReader
-from .._protocol.request import Request
 from .._protocol.tunnel import Tunnel
 from .._protocol.url import Proxy, Target, redirected
+from .._request import Request
+from .._response import ServerResponse
 from .._session.connection import Connection, PublishResult
 from .._session.ending import Parts
 from .._session.handlers import Callback, Callbacks
 from .._session.lifecycle import leave, log_start
 from .._transport.stream import addresses_of, close_stream, plain_address
 from .._transport.timers import FairScope
+from .._types import MessageLike
 from ..errors import ConnectFailed, HandshakeTimeout, Rejected
 from .dialing import dial
 from .opening import Opening
@@ -377,7 +379,7 @@ class _NoRooms:
     def publish(
         self,
         room: str,
-        data: str | bytes | bytearray | memoryview,
+        data: MessageLike,
         exclude: Iterable[Connection],
         compress: bool | None,
     ) -> PublishResult:

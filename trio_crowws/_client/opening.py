@@ -13,8 +13,8 @@ from ..errors import ConnectFailed, InvalidHandshake
 from .tls import describe
 
 if TYPE_CHECKING:
-    from .._protocol.answer import ServerResponse
     from .._protocol.url import Target
+    from .._response import ServerResponse
     from .._transport.base import Transport
 
 __all__ = ["Opening"]

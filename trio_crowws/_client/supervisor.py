@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import trio
 
@@ -32,7 +32,9 @@ from .._closeinfo import CloseCode, CloseInfo
 from .._foreign import consists_of, divisible, is_a, name_of, quoted, quoted_text
 from .._log import log
 from .._protocol.url import parse_url
+from .._response import ServerResponse
 from .._session.calling import call_plain, run_unprotected, tell
+from .._session.connection import Connection
 from .._session.handlers import make_callback
 from .._session.tasks import sort_out
 from ..errors import (
@@ -49,10 +51,6 @@ from ..errors import (
 )
 from .backoff import Backoff, parse_retry_after
 from .connect import connect
-
-if TYPE_CHECKING:
-    from .._protocol.answer import ServerResponse
-    from .._session.connection import Connection
 
 __all__ = ["LinkPhase", "LinkState", "is_final", "keep_connected"]
 

@@ -18,7 +18,6 @@ import base64
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import h11
@@ -26,14 +25,14 @@ from wsproto.utilities import generate_accept_token
 
 from .._deflate import Deflate
 from .._foreign import quoted
+from .._request import Headers, split_list
+from .._response import ServerResponse
 from ..errors import HandshakeError, InvalidHandshake
 from .deflate_offer import Agreement, check_answer, make_offer
-from .request import Headers, split_list
 
 __all__ = [
     "MAX_BODY",
     "AnswerReader",
-    "ServerResponse",
     "SpeaksTLS",
     "UpgradeRequest",
     "check_accepted",
@@ -60,23 +59,6 @@ _SETTINGS_HEADER: Final = 9
 
 class SpeaksTLS(InvalidHandshake):
     """What came is a record of TLS, in which a server complains about a client that does not speak TLS."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerResponse:
-    """What a server answered to the request of a client.
-
-    Attributes:
-      status: the HTTP status; 101 if it accepted the upgrade.
-      headers: the header lines.
-      body: the body of a refusal, at most its first 64 KiB; nothing follows the head of a 101 but frames.
-      truncated: whether there was more of the body, or would have been, had the server sent it in time.
-    """
-
-    status: int
-    headers: Headers
-    body: bytes = b""
-    truncated: bool = False
 
 
 class UpgradeRequest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from struct import Struct
 
 from .._closeinfo import check_close
+from .._types import BytesLike, MessageLike
 
 __all__ = [
     "BINARY",
@@ -38,7 +39,7 @@ _pack_16_bit = Struct("!BBH").pack
 _pack_64_bit = Struct("!BBQ").pack
 
 
-def encode_message(data: str | bytes | bytearray | memoryview) -> bytes:
+def encode_message(data: MessageLike) -> bytes:
     """Return the frame of a message: text for a `str`, binary for everything else.
 
     Raises:
@@ -61,7 +62,7 @@ def encode_text(text: str) -> bytes:
     return frame_header(TEXT, size) + payload
 
 
-def encode_binary(data: bytes | bytearray | memoryview) -> bytes:
+def encode_binary(data: BytesLike) -> bytes:
     """Return the frame of a binary message; a `memoryview` of any shape and item size is sent as its raw bytes."""
     if isinstance(data, memoryview):
         # len() counts items, and only what lies in one piece can be joined.
@@ -89,12 +90,12 @@ def frame_header(first: int, size: int) -> bytes:
     return _pack_64_bit(first, 127, size)
 
 
-def encode_ping(payload: bytes | bytearray | memoryview) -> bytes:
+def encode_ping(payload: BytesLike) -> bytes:
     """Return a ping frame; `ValueError` for a payload of more than 125 bytes (RFC 6455 section 5.5)."""
     return _encode_control(PING, payload)
 
 
-def encode_pong(payload: bytes | bytearray | memoryview) -> bytes:
+def encode_pong(payload: BytesLike) -> bytes:
     """Return a pong frame; `ValueError` for a payload of more than 125 bytes (RFC 6455 section 5.5)."""
     return _encode_control(PONG, payload)
 
@@ -119,7 +120,7 @@ def encode_close(code: int | None, reason: str = "") -> bytes:
     return _encode_control(CLOSE, code.to_bytes(2) + reason.encode())
 
 
-def _encode_control(first: int, payload: bytes | bytearray | memoryview) -> bytes:
+def _encode_control(first: int, payload: BytesLike) -> bytes:
     if not isinstance(payload, (bytes, bytearray, memoryview)):
         raise TypeError(f"the payload must be bytes, bytearray or memoryview, not {type(payload).__name__}")
     data = bytes(payload)

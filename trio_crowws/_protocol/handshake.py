@@ -26,9 +26,9 @@ from typing import Final, Literal
 import h11
 from wsproto.utilities import generate_accept_token
 
+from .._request import Headers, Request, split_list
 from ..errors import HandshakeError
 from .origin import check_origin
-from .request import Headers, Request, split_list
 
 __all__ = [
     "MAX_TARGET",

@@ -8,17 +8,16 @@ a request without it passes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from .._foreign import quoted
+from .._request import Request
 from ..errors import HandshakeError
-from .request import Request
+from ..typing import OriginPolicy
 
-__all__ = ["OriginPolicy", "check_origin"]
-
-OriginPolicy = str | Sequence[str] | Callable[[Request], bool]
+__all__ = ["check_origin"]
 
 # One pass over the text, whatever it is: no two neighbouring parts can match the same character.
 # Clients that are not browsers make their origin from the URL, and may leave a slash behind it.

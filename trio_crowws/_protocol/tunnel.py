@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import h11
 
+from .._response import ServerResponse
 from ..errors import InvalidHandshake, ProxyError
-from .answer import AnswerReader, ServerResponse, SpeaksTLS, shown
+from .answer import AnswerReader, SpeaksTLS, shown
 
 if TYPE_CHECKING:
     from .url import Proxy, Target

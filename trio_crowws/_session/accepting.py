@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._copying import reduce_error
 from .._protocol.handshake import check_headers
+from .._types import HeadersLike
 
-__all__ = ["Accept", "HeadersLike", "Reject", "Response", "as_response"]
-
-HeadersLike = Mapping[str, str] | Sequence[tuple[str, str]]
+__all__ = ["Accept", "Reject", "Response", "as_response"]
 
 
 class Accept:

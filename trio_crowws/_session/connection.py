@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import Any, Protocol, final
 
 import trio
 
 from .._closeinfo import CloseInfo, check_close_frame
 from .._foreign import drop_tracebacks, place, quoted
 from .._protocol.closing import Event, Phase
+from .._response import ServerResponse
+from .._types import BytesLike, Message, MessageLike
 from ..errors import ConnectionClosedOK
-from .ending import State
+from .ending import Parts, State
 from .handlers import Callbacks, Handler, HandlerPlan
 from .receiving import Receiving
-from .tasks import Children, log_failure
-
-if TYPE_CHECKING:
-    from .._protocol.answer import ServerResponse
-    from .ending import Parts
-    from .tasks import Spawner
+from .tasks import Children, Spawner, log_failure
 
 __all__ = ["Connection", "PublishResult", "RoomsLike"]
 
@@ -45,7 +42,7 @@ class RoomsLike(Protocol):
     def publish(
         self,
         room: str,
-        data: str | bytes | bytearray | memoryview,
+        data: MessageLike,
         exclude: Iterable[Connection],
         compress: bool | None,
     ) -> PublishResult: ...
@@ -150,7 +147,7 @@ class Connection(Receiving):
             raise TypeError(f"a text message must be str, not {type(text).__name__}")
         await self.send(text, compress=compress)
 
-    async def send_binary(self, data: bytes | bytearray | memoryview, *, compress: bool | None = None) -> None:
+    async def send_binary(self, data: BytesLike, *, compress: bool | None = None) -> None:
         """Send a binary message; see `send`.
 
         Raises:
@@ -175,7 +172,7 @@ class Connection(Receiving):
         return self
 
     @trio.lowlevel.enable_ki_protection
-    async def __anext__(self) -> str | bytes:
+    async def __anext__(self) -> Message:
         """The next message; the loop ends with the closing handshake and raises if there was none.
 
         Raises:
@@ -285,9 +282,7 @@ class Connection(Receiving):
         """The rooms that it is a member of; empty on the client's side."""
         return self._rooms.of(self)
 
-    def publish(
-        self, room: str, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None
-    ) -> PublishResult:
+    def publish(self, room: str, data: MessageLike, *, compress: bool | None = None) -> PublishResult:
         """Send `data` to every member of `room` but this connection; never waits. See `App.publish`.
 
         Raises:

@@ -20,18 +20,23 @@ import logging
 import math
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import trio
 
 from .._closeinfo import CloseFrame, CloseInfo, check_close
 from .._foreign import text_of
 from .._log import log
+from .._options import Options
 from .._protocol.closing import TRANSITIONS, Action, Event, Phase
 from .._protocol.encoding import encode_close, encode_ping, encode_pong
 from .._protocol.events import CloseReceived, Fault
+from .._protocol.framing import FrameReader
 from .._protocol.masking import mask_frame
-from .._transport.timers import Timer
+from .._request import Request
+from .._transport.base import Transport
+from .._transport.timers import Timer, Timers
+from .._types import Address
 from ..errors import (
     CloseTimeout,
     ConnectionClosed,
@@ -41,13 +46,6 @@ from ..errors import (
     HeartbeatTimeout,
     SlowConsumer,
 )
-
-if TYPE_CHECKING:
-    from .._options import Options
-    from .._protocol.framing import FrameReader
-    from .._protocol.request import Request
-    from .._transport.base import Address, Transport
-    from .._transport.timers import Timers
 
 __all__ = ["Ending", "Parts", "State"]
 

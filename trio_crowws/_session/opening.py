@@ -16,7 +16,7 @@ from .._transport.timers import FairScope, Timer
 from ..errors import HandshakeError
 
 if TYPE_CHECKING:
-    from .._protocol.request import Request
+    from .._request import Request
     from .._transport.base import Transport
     from .._transport.timers import Timers
     from .accepting import Response

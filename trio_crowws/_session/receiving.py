@@ -21,7 +21,7 @@ Theory of operation
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -29,17 +29,14 @@ from .._closeinfo import CloseCode, CloseFrame
 from .._log import log
 from .._protocol.closing import Event, Phase
 from .._protocol.events import CloseReceived, Fault, Ping, Pong
+from .._protocol.events import Event as FrameEvent
+from .._types import Message
 from ..errors import ConnectionLost, ProtocolError
 from .calling import call, refuse_awaitable
+from .ending import Parts
+from .handlers import Callback, Callbacks
 from .sending import Sending
 from .tasks import CallbacksReceive, log_failure, sort_out
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from .._protocol.events import Event as FrameEvent
-    from .ending import Parts
-    from .handlers import Callback, Callbacks
 
 __all__ = ["Receiving"]
 
@@ -247,7 +244,7 @@ class Receiving(Sending):
     # What the handler takes
 
     @trio.lowlevel.enable_ki_protection
-    async def receive(self) -> str | bytes:
+    async def receive(self) -> Message:
         """Wait for the next message.
 
         Returns:

@@ -20,21 +20,16 @@ them only the newest is kept, as RFC 6455 section 5.5.3 allows.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
 import trio
 
+from .._closeinfo import CloseFrame
 from .._protocol.closing import Phase
-from .._protocol.compressing import check_compress, most
+from .._protocol.compressing import Compressor, Packer, check_compress, most
 from .._protocol.encoding import encode_message, encode_pong, encode_text
-from ..errors import SlowConsumer
-from .ending import Ending
-
-if TYPE_CHECKING:
-    from .._closeinfo import CloseFrame
-    from .._protocol.compressing import Compressor, Packer
-    from ..errors import ConnectionClosed
-    from .ending import Parts
+from .._types import MessageLike
+from ..errors import ConnectionClosed, SlowConsumer
+from .ending import Ending, Parts
 
 __all__ = ["Offered", "Sending"]
 
@@ -93,7 +88,7 @@ class Sending(Ending):
         self.compression = agreed
 
     @trio.lowlevel.enable_ki_protection
-    async def send(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> None:
+    async def send(self, data: MessageLike, *, compress: bool | None = None) -> None:
         """Send one message: `str` as text, bytes-like data as binary.
 
         Returns when the message is queued. It waits while more than `send_high_water` bytes are queued before it, so a
@@ -127,7 +122,7 @@ class Sending(Ending):
         self.messages_sent += 1
 
     @trio.lowlevel.enable_ki_protection
-    def send_nowait(self, data: str | bytes | bytearray | memoryview, *, compress: bool | None = None) -> bool:
+    def send_nowait(self, data: MessageLike, *, compress: bool | None = None) -> bool:
         """Send one message without waiting; for plain callbacks, and for data that a slow peer may lose.
 
         Args:

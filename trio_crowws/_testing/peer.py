@@ -27,7 +27,7 @@ from .._foreign import text_of
 from .._protocol.compressing import Compressor
 from .._protocol.deflate import Inflater
 from .._protocol.deflate_offer import Agreement
-from .._protocol.request import Headers
+from .._request import Headers
 from ..errors import CrowWSError
 from .faults import FaultyStream
 

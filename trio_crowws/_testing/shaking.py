@@ -10,9 +10,9 @@ from wsproto.utilities import generate_accept_token, generate_nonce
 
 from .._deflate import Deflate
 from .._protocol.deflate_offer import check_answer, make_offer
-from .._protocol.request import Headers
 from .._protocol.url import parse_resource
-from .._session.accepting import HeadersLike
+from .._request import Headers
+from .._types import HeadersLike
 from ..errors import CrowWSError
 from .faults import FaultyStream
 from .peer import READ_SIZE, Peer, PeerClosed

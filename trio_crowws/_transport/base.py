@@ -37,12 +37,10 @@ import trio
 
 from .._foreign import place
 from .._log import log
+from .._types import Address
 from .timers import Timer, Timers
 
 __all__ = ["PASS_TIME", "Address", "Receiver", "Transport", "TurnQueue", "count_small"]
-
-Address = tuple[str, int] | str | None
-"""`(host, port)`, the path of a Unix socket, or `None` where the transport has no address."""
 
 READ_SIZE = 64 * 1024
 """Bytes of one read. A larger buffer makes the allocator map and unmap memory on every call."""

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, final, overload
 from urllib.parse import parse_qsl, unquote
 
-from .._foreign import place, quoted
+from ._foreign import place, quoted
+from ._types import Address
 
 __all__ = ["Headers", "Query", "Request", "split_list"]
 
 T = TypeVar("T")
-
-Address = tuple[str, int] | str | None
 
 
 class _MultiMapping(Mapping[str, str]):
