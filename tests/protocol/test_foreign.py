@@ -397,7 +397,7 @@ def test_groups_that_are_nested_without_end() -> None:
     assert len(leaves_of(error)) == 2
     assert same(select(error, lambda leaf: leaf is other), [other])
     assert len(leaves_of(select(error, is_exception) or other)) == 2
-    wide: Exception = ValueError()
+    wide: ExceptionGroup[Any] = ExceptionGroup("", [ValueError()])
     for _ in range(60):
         wide = ExceptionGroup("", [wide, wide])
     assert len(leaves_of(wide)) == 1

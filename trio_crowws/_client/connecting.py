@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, final
 
 import trio
 
-from .._foreign import quoted
+from .._foreign import is_a, quoted
 from .._log import log
 from .._protocol.answer import AnswerReader, UpgradeRequest, check_accepted
 from .._protocol.compressing import Compressor, Packer
@@ -134,7 +134,7 @@ class Connecting:
         try:
             instead = await leave(conn, error)
             left_by = instead if error is None else error
-            patience = _PARTING_CANCELLED if isinstance(left_by, trio.Cancelled) else _PARTING
+            patience = _PARTING_CANCELLED if is_a(left_by, trio.Cancelled) else _PARTING
             await shared.engine.wait_released(conn._transport, trio.current_time() + patience)
         finally:
             await shared.leave()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .._foreign import cause_of, text_of
+from .._foreign import cause_of, is_a, text_of
 from .._protocol.answer import AnswerReader, SpeaksTLS
 from ..errors import ConnectFailed, InvalidHandshake
 from .tls import describe
@@ -100,15 +100,15 @@ class Opening:
     def _on_lost(self, error: Exception | None) -> None:
         """The transport is gone."""
         cause = None if error is None else cause_of(error)
-        while isinstance(error, trio.BrokenResourceError) and isinstance(cause, Exception):
+        while is_a(error, trio.BrokenResourceError) and is_a(cause, Exception):
             error, cause = cause, cause_of(cause)  # which says what a stream does not
-        if isinstance(error, ssl.SSLEOFError):  # how a stream over TLS says that the server has hung up
+        if is_a(error, ssl.SSLEOFError):  # how a stream over TLS says that the server has hung up
             failure = self._hung_up()
-        elif isinstance(error, ssl.SSLError):
+        elif is_a(error, ssl.SSLError):
             failure = ConnectFailed(describe(error, self._target))
         else:
             reason = "" if error is None else f": {text_of(error)}"
-            guess = self._guess() if isinstance(error, ConnectionError) else ""
+            guess = self._guess() if is_a(error, ConnectionError) else ""
             failure = ConnectFailed(f"the connection broke before the server had answered{reason}{guess}")
         failure.__cause__ = error
         self._end(failure)

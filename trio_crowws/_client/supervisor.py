@@ -173,7 +173,7 @@ async def keep_connected(
     try:
         result = await link.run()
     except BaseException as error:
-        link.tell(LinkPhase.STOPPED, error=error if isinstance(error, Exception) else None)
+        link.tell(LinkPhase.STOPPED, error=error if is_a(error, Exception) else None)
         raise
     link.tell(LinkPhase.STOPPED)
     return result
@@ -330,7 +330,8 @@ class _Link(Generic[T]):
 
 def _is_closed_by_us(info: CloseInfo) -> bool:
     """Whether the handler has closed the connection; how the peer took that does not matter."""
-    return info.initiator == "local" and (info.error is None or isinstance(info.error, CloseTimeout | ConnectionLost))
+    error = info.error
+    return info.initiator == "local" and (error is None or is_a(error, CloseTimeout) or is_a(error, ConnectionLost))
 
 
 @trio.lowlevel.enable_ki_protection

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from .._foreign import consists_of, explain, place, quoted
+from .._foreign import consists_of, explain, is_a, place, quoted
 from .._log import log
 from .._transport.timers import Timer
 from .calling import Call
@@ -128,8 +128,8 @@ async def leave(conn: Connection, error: BaseException | None) -> BaseException 
     await conn._end_children()
     _log_end(conn)
     failure = conn._task_failure
-    conn._let_go(own or failure)
-    if interrupted is not pending and not (own is not None and isinstance(interrupted, trio.Cancelled)):
+    conn._let_go(failure if own is None else own)
+    if interrupted is not pending and not (own is not None and is_a(interrupted, trio.Cancelled)):
         return interrupted
     if failure is not None and own is None and pending is None:
         return failure

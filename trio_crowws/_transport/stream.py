@@ -8,7 +8,8 @@ close, by cancellation after `abort` or at the deadline of `close`.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -19,6 +20,8 @@ from .kernel import limit_unsent
 from .timers import FairScope, Timers
 
 __all__ = ["StreamTransport", "addresses_of", "as_tls", "close_stream", "plain_address"]
+
+T = TypeVar("T")
 
 _PIECE = 64 * 1024
 
@@ -69,16 +72,10 @@ class StreamTransport(Transport):
         """
         try:
             with self._scope:
-                if await self._tls_handshake():
+                if await self._guard(self._tls_handshake):
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._write_pump)
-                        await self._read_pump()
-        except BaseException as error:
-            own, rest = split(error)
-            if own is not None:
-                self.report(own)
-            if rest is not None:
-                raise rest from None
+                        nursery.start_soon(self._guard, self._write_pump)
+                        await self._guard(self._read_pump)
         finally:
             self._fail(None)  # nothing but the end of the engine itself comes here with an open transport
             try:
@@ -91,6 +88,19 @@ class StreamTransport(Transport):
     def released(self) -> bool:
         """Whether the pumps have ended and the stream is closed."""
         return not self._running
+
+    @trio.lowlevel.enable_ki_protection
+    async def _guard(self, step: Callable[[], Awaitable[T]]) -> T | None:
+        """Do one step of `run`. What the stream raises ends here: nurseries and scopes look at what comes to them."""
+        try:
+            return await step()
+        except BaseException as error:
+            own, rest = split(error)
+            if own is not None:
+                self.report(own)
+            if rest is not None:
+                raise rest from None
+            return None
 
     async def _tls_handshake(self) -> bool:
         if self._tls is None:
