@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import ssl
+import sys
 from typing import Any
 
 import pytest
@@ -477,6 +478,27 @@ async def test_why_nobody_could_be_reached() -> None:
             pass
     assert str(caught.value) == f"cannot connect to 127.0.0.1:1: {os.strerror(errno.ECONNREFUSED)}"
     assert caught.value.errno == errno.ECONNREFUSED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract names are Linux's")
+async def test_an_abstract_socket() -> None:
+    """It is connected to by its name, which is the peer's address then."""
+    name = f"\0trio_crowws-test-{os.getpid()}"
+    app = App()
+    Recorder(app, "/c")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)
+        listening.listen()
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+
+        async def serve() -> None:
+            await app.serve_stream(await listener.accept())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            async with connect(f"ws+unix:///%00{name[1:]}:/c") as conn:
+                assert conn.remote_address == name
+                await conn.ping()
 
 
 async def test_why_there_is_no_socket() -> None:

@@ -215,6 +215,8 @@ def test_a_unix_socket(url: str, path: str, resource: str) -> None:
         ("ws+unix:tmp", "no scheme"),
         ("ws+unix:///tmp/s:chat", "must begin with a slash"),
         ("ws+unix:///tmp/%00", "NUL"),
+        ("ws+unix:///%00", "NUL"),
+        ("ws+unix:///%00a%00b", "NUL"),
         ("ws+unix:///tmp/s#f", "fragment"),
     ],
 )
@@ -295,6 +297,11 @@ def test_a_proxy_is_a_str(url: Any) -> None:
         parse_proxy(url)
 
 
+def test_an_abstract_name() -> None:
+    """A Unix socket of Linux that has no path is named behind a NUL."""
+    assert parse_url("ws+unix:///%00app%2Fone:/x").unix == "\0app/one"
+
+
 # Redirects
 
 
@@ -321,6 +328,7 @@ def test_a_proxy_is_a_str(url: Any) -> None:
         ("ws://a/x", "ws://b\xc3\xbccher.example/\xfc", "ws://b\u00fccher.example/%FC"),
         ("ws://a/x", "//b\xc3\xbccher.example?\xfc", "ws://b\u00fccher.example/?%FC"),
         ("ws+unix:///s:/x", "/\xe9 z", "ws+unix:///s:/%E9%20z"),
+        ("ws+unix:///%00s:/x", "/z", "ws+unix:///%00s:/z"),
     ],
 )
 def test_where_a_redirect_leads(url: str, location: str, expected: str) -> None:

@@ -12,6 +12,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterable
 from dataclasses import replace
@@ -60,6 +61,11 @@ _PARTING_CANCELLED = 0.25
 """The same, where the block was cancelled."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_TOO_MANY = "that is one redirect too many"
+
+_WANTS_TLS = re.compile(rb"\b(?:HTTPS|SSL|TLS)\b")
+"""What servers write into the 400 for a plain request at their port for TLS."""
 
 _numbers = count(1)
 
@@ -163,8 +169,7 @@ class Connecting:
                 return self._accept(target, request, response)
             following = _next(target, response) if plan.max_redirects else None
             if following is None or left == 0:
-                detail = "that is one redirect too many" if following is not None else ""
-                raise Rejected(response, detail)
+                raise Rejected(response, _detail(target, response) if following is None else _TOO_MANY)
             await self._drop()
             left -= 1
             if not _same_origin(target, following):
@@ -330,6 +335,12 @@ def _next(target: Target, response: ServerResponse) -> Target | None:
     if response.status not in _REDIRECTS or len(locations) != 1:
         return None
     return redirected(target, locations[0])
+
+
+def _detail(target: Target, response: ServerResponse) -> str:
+    """What else there is to say about a refusal."""
+    plain = target.scheme == "ws" and response.status == 400
+    return "it seems to want TLS at this port; use wss://" if plain and _WANTS_TLS.search(response.body) else ""
 
 
 def _same_origin(one: Target, other: Target) -> bool:

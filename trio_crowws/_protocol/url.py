@@ -14,7 +14,8 @@ Decisions where the standards leave a choice
   mistake, and control characters are refused.
 * The zone of an IPv6 address (`[fe80::1%25eth0]`, RFC 6874) is for this machine only and is never sent. A redirect
   within the link keeps it.
-* The path of a Unix socket ends at the first colon; in it, as in a path, a colon is `%3A`.
+* The path of a Unix socket ends at the first colon; in it, as in a path, a colon is `%3A`. One in the abstract
+  namespace of Linux, which has no path, is written `/%00name`; no path holds a NUL.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Target:
       host: a name in ASCII or an address, without brackets; `"localhost"` for a Unix socket.
       zone: of an IPv6 address, or `""`.
       port: 0 for a Unix socket.
-      unix: path of the Unix socket, or `None`.
+      unix: path of the Unix socket, or its name behind a NUL; otherwise `None`.
       resource: path and query.
     """
 
@@ -203,7 +204,8 @@ def redirected(target: Target, location: str) -> Target | None:
         location = _escape(location.partition("#")[0])
         if target.unix is not None:
             is_path = location.startswith("/") and not location.startswith("//")
-            return parse_url(f"ws+unix://{quote(target.unix)}:{location}") if is_path else None
+            slash = "/" if target.unix.startswith("\x00") else ""
+            return parse_url(f"ws+unix://{slash}{quote(target.unix)}:{location}") if is_path else None
         joined = urljoin(f"http{target.scheme[2:]}://{target.authority}{target.resource}", location)
         found = parse_url(re.sub(r"^http(?=s?://)", "ws", joined, flags=re.IGNORECASE))
     except ValueError:  # urljoin has some of its own
@@ -265,12 +267,14 @@ def _parse_unix(url: str, authority: str, rest: str) -> Target:
     socket_path, _, resource = path.partition(":")
     if authority or not socket_path.startswith("/") or socket_path == "/":
         raise InvalidURL(f"the URL {_plain(url)} must look like ws+unix:///path/of/the/socket:/path")
-    decoded = unquote(socket_path)
-    if "\x00" in decoded:
+    decoded = unquote(socket_path).removeprefix("/\x00")
+    is_abstract = len(decoded) < len(unquote(socket_path))
+    if "\x00" in decoded or not decoded:
         raise InvalidURL(f"the path of the socket in the URL {_plain(url)} holds a NUL")
     if resource and not resource.startswith("/"):
         raise InvalidURL(f"what follows the colon in the URL {_plain(url)} must begin with a slash")
-    return Target("ws+unix", "localhost", "", 0, decoded, _resource(resource + query_mark + query))
+    name = f"\x00{decoded}" if is_abstract else decoded
+    return Target("ws+unix", "localhost", "", 0, name, _resource(resource + query_mark + query))
 
 
 def _parse_authority(url: str, authority: str, default: int) -> tuple[str, str, int]:

@@ -8,6 +8,7 @@ close, by cancellation after `abort` or at the deadline of `close`.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
@@ -287,8 +288,10 @@ def socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
     return stream.socket if isinstance(stream, trio.SocketStream) else None
 
 
-def plain_address(name: tuple[Any, ...] | str) -> Address:
-    """What a socket is called, without the fields that only IPv6 has."""
+def plain_address(name: tuple[Any, ...] | str | bytes) -> Address:
+    """What a socket is called, without the fields that only IPv6 has; abstract names of Unix sockets come as bytes."""
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
     return name if isinstance(name, str) else (name[0], name[1])
 
 
