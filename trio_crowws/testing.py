@@ -19,6 +19,7 @@ from ._app import App
 from ._closeinfo import CloseInfo
 from ._deflate import Deflate
 from ._options import check_option
+from ._protocol.handshake import check_headers
 from ._protocol.url import parse_resource
 from ._server import Server
 from ._session.connection import Connection
@@ -70,7 +71,7 @@ def connect(
     Raises:
       TypeError: at the call; `app` is not an application, `compression` is not a `Deflate`, or an option is unknown or
         of the wrong type.
-      ValueError: at the call; an option has a value that is not allowed.
+      ValueError: at the call; an option has a value that is not allowed, or a header one that cannot be sent.
       InvalidURL: at the call; the path holds a space, a control character or a fragment.
       Refused: the application refused the request.
     """
@@ -80,6 +81,7 @@ def connect(
         raise TypeError(f"testing.connect takes an App and a path, not {type(app).__name__}")
     check_option("compression", compression)
     parse_resource(path)
+    check_headers(headers, owned=False)
     app.options._for_route(path, options)
 
     async def shake(near: trio.abc.HalfCloseableStream, faults: FaultyStream) -> Peer:
@@ -120,7 +122,9 @@ class _Served(AbstractAsyncContextManager[Peer]):
             nursery.start_soon(self._serve)
             peer = await self._shake(self._near, self._faults)
             peer._find_info = self._opened.find_info
-            peer._read_in(nursery, self._reading)
+            # What that pair holds has no bound, so there is no back-pressure that a bound would keep.
+            bounded = self._streams is not trio.testing.memory_stream_pair
+            peer._read_in(nursery, self._reading, bounded=bounded)
             return peer
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from support.servers import Kind, Recorder, Style, end_stream, serving, until
+from support.servers import Kind, Recorder, Style, break_off, end_stream, serving, until
 from trio_crowws import (
     App,
     CloseFrame,
@@ -120,6 +120,26 @@ async def test_a_peer_that_has_gone_was_told_nothing(kind: Kind) -> None:
     assert recorder.info.code == 1006
     assert recorder.info.received is None
     assert isinstance(recorder.info.error, ConnectionLost)
+
+
+async def test_a_fault_that_nobody_could_be_told_of() -> None:
+    """A bad frame, and then the transport breaks before our Close has left: no Close frame, so a 1006."""
+    app = App()
+    go_on = trio.Event()
+
+    async def busy(conn: Connection, message: str) -> None:
+        await go_on.wait()
+
+    recorder = Recorder(app, hooks={"message": busy})
+    async with serving(app) as site, site.connect() as peer:
+        await peer.send("wait")
+        await peer.send_frame(3)
+        await recorder.wait("message")
+        await until(lambda: not recorder.conn.is_open)
+        await break_off(peer)
+        await until(lambda: recorder.conn.close_info is not None)
+        go_on.set()
+        await recorder.check_end(1006, clean=False, initiator="local", sent=None, received=None, error=ProtocolError)
 
 
 async def test_the_clients_side_has_the_same_codes() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from support.certificates import make_tls
 from support.rawclient import RawClient
 from support.servers import Kind, MemoryListener, Recorder, Style, serving
 from trio_crowws import App, Connection, Handler, Request, connect
@@ -163,6 +166,31 @@ async def test_a_listener_of_the_application_leaves_nothing_behind() -> None:
             assert await peer.receive() == "()"
             await peer.close()
         await server.aclose()
+
+
+async def test_functions_of_an_ssl_context_leave_nothing_behind(tmp_path: Path) -> None:
+    """What a callback for SNI sets, which runs where all peers are read, is seen by no connection and no later call."""
+    seen: list[object] = []
+    tls = make_tls(tmp_path)
+
+    def choose(*_: object) -> None:
+        seen.append(STEPS.get())
+        STEPS.set(("sni",))
+
+    tls.server.sni_callback = choose
+    app = App()
+    app.websocket("/").on_open(lambda conn: conn.send_nowait(repr(STEPS.get())))
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(app.serve, "127.0.0.1", 0, ssl_context=tls.server))
+        for _ in range(2):
+            plain = await trio.open_tcp_stream("127.0.0.1", server.port)
+            stream = trio.SSLStream(plain, tls.client, server_hostname="localhost", https_compatible=True)
+            peer = await shake_hands(stream)
+            assert await peer.receive() == "()"
+            await peer.close()
+            await trio.aclose_forcefully(stream)
+        await server.aclose()
+    assert seen == [(), ()]
 
 
 async def test_a_tasks_context_is_a_copy(style: Style) -> None:

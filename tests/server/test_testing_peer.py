@@ -79,6 +79,23 @@ async def test_a_peer_that_answers_no_close(autojump_clock: MockClock, way: str)
         assert trio.current_time() == 5
 
 
+async def test_an_idle_peer_of_a_busy_application_stays_alive(autojump_clock: MockClock) -> None:
+    """Streams in memory take everything, so the peer does too: a feed that nobody listens to does not end it."""
+    app = App()
+
+    @app.websocket("/")
+    async def feed(conn: Connection) -> None:
+        for number in range(200):
+            await conn.send(f"{number} ".ljust(10_000, "x"))
+            await trio.sleep(1)
+        await conn.receive()
+
+    async with connect(app) as peer:
+        await trio.sleep(300)
+        await peer.send("still here")
+        assert [int(str(await peer.receive()).split()[0]) for _ in range(200)] == list(range(200))
+
+
 # A dead peer, and why
 
 
@@ -347,7 +364,29 @@ def test_wrong_options_are_refused_at_the_call(options: dict[str, Any], error: t
         connect(echo_app(), "/echo", **options)
 
 
-# Paths
+# Headers and paths
+
+
+async def test_headers_are_sent_as_by_the_real_client() -> None:
+    """A character up to U+00FF is one byte, as with the client's `connect`; what that one refuses is refused."""
+    app = App()
+    seen: list[str] = []
+
+    async def look(conn: Connection) -> None:
+        seen.append(conn.request.headers["x-name"])
+
+    app.websocket("/")(look)
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.serve_stream, far)
+        async with connect_stream(near, "ws://testserver", headers={"X-Name": "Zoë"}):
+            pass
+    async with connect(app, headers={"X-Name": "Zoë"}) as peer:
+        await peer.receive_close()
+    assert seen == ["Zoë", "Zoë"]
+    for value in ("日本", "two\nlines"):
+        with pytest.raises(ValueError, match="the value of the header X-Name holds"):
+            connect(app, headers={"X-Name": value})
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ class Ending:
         frame, terminal = self._received, self._terminal
         if frame is None and self._failing:
             frame = self._sent
-        elif isinstance(terminal, Fault):
+        elif isinstance(terminal, Fault) and self._sent is not None:
             frame = CloseFrame(terminal.error.code)
         elif frame is None and self._phase is not Phase.CLOSED:
             frame = self._sent

@@ -3,15 +3,16 @@
 Theory of operation
     A peer over a stream of the test's own (`shake_hands`) reads inside of `receive` and its sisters only. `connect` has
     a nursery with a task in it that reads all the time, answers pings and the server's Close, and keeps
-    what comes until the test takes it. It stops where more than `READ_AHEAD` bytes of messages are kept and nobody
-    waits for one, so an application that is not listened to meets back-pressure; and while the test has called
-    `pause_reading`. Paused, the peer is as one over a stream of the test's own.
+    what comes until the test takes it. Over streams that have any back-pressure it stops where more than `READ_AHEAD`
+    bytes of messages are kept and nobody waits for one; and over all streams while the test has called `pause_reading`.
+    Paused, the peer is as one over a stream of the test's own.
 
     Whoever reads holds `_lock`, so that a pause in the middle of anything changes hands between two events.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -109,6 +110,7 @@ class Peer:
         self._kept: deque[str | bytes | Ping | Pong | CloseFrame] = deque()
         self._kept_controls = 0
         self._unread = 0  # bytes of messages that were read and not taken
+        self._read_ahead: float = 0
         self._waiting = 0  # tasks that wait for what comes next
         self._arrived = trio.Event()
         self._lock: trio.Lock | None = None  # held by whoever reads; `None` where nobody reads all the time
@@ -290,8 +292,9 @@ class Peer:
         self._kept.append(event)
         self._arrived.set()
 
-    def _read_in(self, nursery: trio.Nursery, scope: trio.CancelScope) -> None:
+    def _read_in(self, nursery: trio.Nursery, scope: trio.CancelScope, *, bounded: bool) -> None:
         """Read all the time from now on, in a task of `nursery`, until `scope` is cancelled."""
+        self._read_ahead = READ_AHEAD if bounded else math.inf
         self._lock, self._sending = trio.Lock(), trio.Lock()
         nursery.start_soon(self._read_on, self._lock, scope)
 
@@ -300,7 +303,7 @@ class Peer:
         try:
             with scope:
                 while self._events or not self._ended:
-                    while self._paused or (self._unread > READ_AHEAD and not self._waiting):
+                    while self._paused or (self._unread > self._read_ahead and not self._waiting):
                         self._go_on = trio.Event()
                         await self._go_on.wait()
                     async with lock:

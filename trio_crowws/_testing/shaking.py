@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import h11
 import trio
@@ -10,6 +10,7 @@ from wsproto.utilities import generate_accept_token, generate_nonce
 
 from .._deflate import Deflate
 from .._protocol.deflate_offer import check_answer, make_offer
+from .._protocol.handshake import check_headers
 from .._protocol.url import parse_resource
 from .._request import Headers
 from .._types import HeadersLike
@@ -59,6 +60,7 @@ async def shake_hands(
 
     Raises:
       InvalidURL: the path holds a space, a control character or a fragment; nothing was sent.
+      TypeError, ValueError: the headers cannot be sent, as with `trio_crowws.connect`; nothing was sent.
       HandshakeError: the server has agreed on compression in a way that was not offered.
       Refused: the server answered with something else than a 101.
       PeerClosed: the stream ended before the answer was complete.
@@ -72,12 +74,11 @@ async def shake_hands(
         ("Sec-WebSocket-Key", nonce.decode("ascii")),
         *([("Sec-WebSocket-Protocol", ", ".join(subprotocols))] if subprotocols else ()),
         *([("Sec-WebSocket-Extensions", make_offer(compression))] if compression is not None else ()),
-        *(headers.items() if isinstance(headers, Mapping) else headers),
+        *check_headers(headers, owned=False),
     ]
     http = h11.Connection(h11.CLIENT)
-    request = h11.Request(
-        method="GET", target=parse_resource(path), headers=[(name.encode(), value.encode()) for name, value in fields]
-    )
+    lines = [(name.encode(), value.encode("latin-1")) for name, value in fields]
+    request = h11.Request(method="GET", target=parse_resource(path), headers=lines)
     sent = http.send(request)
     assert sent is not None
     await stream.send_all(sent)

@@ -22,6 +22,7 @@ import math
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from .base import READ_SIZE, Transport, TurnQueue, count_small
@@ -257,7 +258,8 @@ class TLSTransport(Transport):
 
     def _shake_hands(self) -> bool:
         try:
-            self._tls.do_handshake()
+            # In a context of its own, because an SSLContext may call functions of the application, as for SNI.
+            copy_context().run(self._tls.do_handshake)
         except ssl.SSLWantReadError:
             self._send_records()
             return False
