@@ -636,6 +636,15 @@ async def test_the_log_says_why_but_no_secrets(
     assert "secret" not in caplog.text
 
 
+async def test_the_log_has_no_headers(autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """What a server has sent in a wrong header is in the exception, and not in the log."""
+    caplog.set_level(logging.INFO, logger="trio_crowws")
+    net = Net(InvalidHandshake("the 101 has the wrong header Sec-WebSocket-Protocol: 'SECRET'"))
+    await keep_connected(done, "ws://test/", connect=net.connect, rng=LongestWait(), is_final=lambda error: False)
+    assert "in 1.0 s: 'the 101 has the wrong header Sec-WebSocket-Protocol'" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
 # Cancellation
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,8 @@ import trio
 import trio.testing
 
 from support.rawclient import RawClient, echo_app, open_raw, plain, reset, serving, until, upgrade
-from trio_crowws import App, Connection, Reject
+from trio_crowws import Accept, App, Connection, Reject, connect_stream
+from trio_crowws import connect as connect_client
 from trio_crowws.testing import PeerClosed, connect
 
 
@@ -356,3 +360,88 @@ async def test_a_slow_farewell_is_warned_about(
         pass
     [warning] = lines(caplog, logging.WARNING)
     assert "on_close was cancelled: callback_timeout=5 is over" in warning
+
+
+@pytest.mark.parametrize("how", ["first", "accept", "listed"])
+async def test_a_subprotocol_may_be_a_secret(caplog: pytest.LogCaptureFixture, how: str) -> None:
+    """The value of a header is not logged: a subprotocol has its name in the log only if the options list it."""
+    app = App(subprotocols="first" if how == "first" else ["bearer.SECRET", "chat"] if how == "listed" else ["chat"])
+    route = app.websocket("/").onopen(lambda conn: conn.close_nowait())
+    if how == "accept":
+        route.on_accept(lambda request: Accept(subprotocol="bearer.SECRET"))
+    async with connect(app, subprotocols=["bearer.SECRET"]) as peer:
+        assert peer.subprotocol == "bearer.SECRET"
+        with pytest.raises(PeerClosed):
+            await peer.receive()
+    shown = [fields(line)["subprotocol"] for line in about_connections(caplog)]
+    assert shown == (["bearer.SECRET"] * 2 if how == "listed" else ["set"] * 2)
+    assert ("SECRET" in caplog.text) is (how == "listed")
+
+
+async def test_a_client_does_not_log_what_it_offers(caplog: pytest.LogCaptureFixture) -> None:
+    """What a client's program offers may be its token, so its own log says only that there is a subprotocol."""
+    caplog.set_level(logging.DEBUG, "trio_crowws")
+    app = App(subprotocols="first")
+    app.websocket("/").onopen(lambda conn: conn.close_nowait())
+    async with serving(app) as server:
+        url = f"ws://127.0.0.1:{server.port}/?token=SECRET"
+        async with connect_client(url, subprotocols=["SECRET"], headers={"Authorization": "SECRET"}) as conn:
+            await conn.wait_closed()
+    assert "SECRET" not in caplog.text
+    opened = [line for line in lines(caplog, logging.INFO) if line.startswith("[client")]
+    assert [fields(line)["subprotocol"] for line in opened] == ["set", "set"]
+
+
+@pytest.mark.parametrize("end", ["fine", "rejected", "broken", "failing", "page", "nothing"])
+async def test_what_a_peer_sent_is_cut(caplog: pytest.LogCaptureFixture, end: str) -> None:
+    """However long a path is, and whatever its characters are escaped to, no line is longer than a few hundred."""
+    caplog.set_level(logging.DEBUG, "trio_crowws")
+    app = App()
+    app.websocket("/fine/{name}").onopen(lambda conn: conn.close_nowait(4000, "\u202e" * 41))
+    app.websocket("/rejected/{name}").onaccept(lambda request: False).onopen(lambda conn: None)
+    app.websocket("/broken/{name}").onaccept(lambda request: 1 / 0).onopen(lambda conn: None)
+    app.websocket("/failing/{name}").onopen(lambda conn: 1 / 0)
+    app.http("/page/{name}")(lambda request: 1 / 0)
+    async with serving(app) as server, open_raw(server) as client:
+        path = f"/{end}/" + "%F0%9F%98%80%ff" * 500
+        await client.send(plain(path) if end == "page" else upgrade(path))
+        await client.read_answer()
+    about = [record.getMessage() for record in caplog.records if end in record.getMessage()]
+    assert about
+    assert max(map(len, about)) < 700
+
+
+async def test_an_origin_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """The same for the only header that is logged, the `Origin` of a page that may not connect."""
+    async with serving(echo_app()) as server, open_raw(server) as client:
+        await client.send(upgrade(headers=[("Origin", "http://\xff" * 500)]))
+        assert (await client.refused()).status == 403
+    assert max(len(line) for line in lines(caplog, logging.INFO)) < 700
+
+
+async def test_the_repr_of_a_connection_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """The repr of a connection and of a request, which programs log, are cut and escaped as well."""
+    shown: list[str] = []
+    app = App()
+    app.websocket("/{name}").onopen(lambda conn: shown.extend((repr(conn), repr(conn.request))))
+    async with connect(app, "/" + "%0A%e2%80%ae" * 500):
+        pass
+    assert len(shown) == 2
+    assert all(len(text) < 300 and text.isascii() and text.isprintable() for text in shown)
+
+
+async def test_the_address_of_a_unix_peer_is_its_own_choice(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """A path that a peer has bound its socket to is escaped, as everything that it chooses."""
+    app = App()
+    app.websocket("/").onopen(lambda conn: conn.close_nowait())
+    near, far = socket.socketpair(socket.AF_UNIX)
+    with suppress(OSError):
+        near.bind(str(tmp_path / "a\nERROR forged"))
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(far))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.serve_stream, stream)
+        async with connect_stream(trio.SocketStream(trio.socket.from_stdlib_socket(near)), "ws://test/") as conn:
+            await conn.wait_closed()
+        nursery.cancel_scope.cancel()
+    assert "forged" in caplog.text
+    assert "\nERROR forged" not in caplog.text

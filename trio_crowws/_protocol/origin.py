@@ -56,7 +56,7 @@ def check_origin(policy: OriginPolicy, request: Request) -> None:
         return
     if callable(policy):
         allowed = policy(request)
-        if not isinstance(allowed, bool):
+        if allowed is not True and allowed is not False:
             # An async function would let every page in if its coroutine counted as true.
             raise TypeError(f"the callable of the option origins must return a bool, not {type(allowed).__name__}")
     else:
