@@ -109,3 +109,63 @@ def test_while_a_task_of_the_connection_runs() -> None:
 
     assert play(accept, block) == ["1001", "nothing left"]
     assert log == ["went on"]
+
+
+def test_twice() -> None:
+    """Whoever presses it again does not want to wait for a server that does not answer the Close frame."""
+
+    async def script(peer: RawPeer) -> None:
+        await peer.accept()
+        await trio.sleep_forever()
+
+    async def block(conn: Connection) -> None:
+        conn.start_soon(interrupt_when_closing, conn)
+        interrupt()
+        await conn.receive()
+
+    async def interrupt_when_closing(conn: Connection) -> None:
+        with trio.CancelScope(shield=True):
+            while conn.is_open:
+                await trio.lowlevel.checkpoint()
+            interrupt()
+
+    assert play(script, block) == ["nothing left"]
+
+
+def test_while_a_task_of_the_connection_ends() -> None:
+    """The task is waited for all the same."""
+    ended: list[str] = []
+
+    async def block(conn: Connection) -> None:
+        conn.start_soon(clean_up)
+        await trio.lowlevel.checkpoint()
+
+    async def clean_up() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            interrupt()
+            with trio.CancelScope(shield=True):
+                for _ in range(10):
+                    await trio.lowlevel.checkpoint()
+            ended.append("a task")
+
+    assert play(accept, block) == ["1000", "nothing left"]
+    assert ended == ["a task"]
+
+
+def test_while_parting() -> None:
+    """A server that has closed, but does not end the stream, is waited for no longer."""
+
+    async def script(peer: RawPeer) -> None:
+        await peer.accept()
+        await peer.send_frame(8, (1000).to_bytes(2))
+        await peer.receive_close()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        interrupt()
+        await trio.sleep_forever()
+
+    async def block(conn: Connection) -> None:
+        await conn.wait_closed()
+
+    assert play(script, block) == ["nothing left"]

@@ -1,7 +1,7 @@
 """A program under load that gets a real SIGINT at a random moment, again and again: `python interrupted.py RUNS SEED`.
 
-Servers and clients of all styles come and go in one Trio run, which a signal ends. One line is printed for each run that
-has not kept the contract, and then the number of runs, and how many connections there were in them.
+Servers and clients of all styles come and go in one Trio run, which a signal ends. One line is printed for each run
+that has not kept the contract, and then the number of runs, and how many connections there were in them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trio_crowws import App, Connection, CrowWSError, Handler, connect
 
 CLIENTS = 6
 AGAIN = 5.0
-"""Seconds until the signal is repeated, should the first one have come where Python cannot raise, as in a destructor."""
+"""Seconds until the signal is repeated, should it have come where Python cannot raise, as in a destructor."""
 
 EXPECTED = (KeyboardInterrupt, CrowWSError, OSError)
 """What may leave a run: the interrupt, and what the clients of a server that is interrupted see of it."""
@@ -68,7 +68,7 @@ class Run:
         def plain_close(conn: Connection, info: object) -> None:
             closed.append(conn.id)
 
-        methods = {"on_open": on_open, "on_message": on_message, "on_close": on_close}
+        methods: dict[str, Any] = {"on_open": on_open, "on_message": on_message, "on_close": on_close}
         handler = type("Each", (Handler,), {name: staticmethod(method) for name, method in methods.items()})
 
         self._app.websocket("/0")(session)

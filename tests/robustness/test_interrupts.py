@@ -1,4 +1,4 @@
-"""Real signals at random moments; the sweep of lines (`tests/sweep/test_interrupt_sweep.py`) finds what these may miss."""
+"""Real signals at random moments; the sweep of lines (`tests/sweep/test_interrupt_sweep.py`) finds what they miss."""
 
 from __future__ import annotations
 

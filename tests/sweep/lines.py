@@ -31,6 +31,7 @@ class Striker:
 
     Attributes:
       lines: how many there were, until the signal came.
+      functions: in which functions they were.
       place: where it came.
     """
 
@@ -39,6 +40,7 @@ class Striker:
         self._at = at
         self._everywhere = everywhere
         self.lines = 0
+        self.functions: set[str] = set()
         self.place: str | None = None
 
     @contextmanager
@@ -53,7 +55,7 @@ class Striker:
 
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         name = frame.f_code.co_filename
-        ours = name.startswith(PACKAGE) and (self._testing or not name.endswith("testing.py"))
+        ours = name.startswith(PACKAGE) and (self._testing or "testing" not in name[len(PACKAGE) :])
         return self._look if ours and self.place is None else None
 
     def _look(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -62,6 +64,7 @@ class Striker:
         if not self._everywhere and trio.lowlevel.currently_ki_protected():
             return self._look
         self.lines += 1
+        self.functions.add(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}")
         if self.lines == self._at:
             self.place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_qualname}"
             signal.raise_signal(signal.SIGINT)

@@ -412,3 +412,42 @@ def test_a_reconnecting_client_survives_ctrl_c_at_every_line() -> None:
 def test_the_testing_kit_survives_ctrl_c_at_every_line() -> None:
     """KeyboardInterrupt leaves `testing.connect`, and the application's connection has ended."""
     sweep(kit_in_the_main_task, partial(Stage, "async"), "testing kit")
+
+
+def test_what_runs_unprotected() -> None:
+    """Where Trio raises on the spot there is nothing of ours but what the interrupt cannot harm."""
+    found: set[str] = set()
+    scenes = [(server_in_the_main_task, Stage(style)) for style in STYLES]
+    scenes += [(scene, Stage("session")) for scene in (client_in_the_main_task, reconnecting_client_in_the_main_task)]
+    for scene, stage in scenes:
+        striker = Striker(0)
+        play(scene, stage, striker)
+        found |= {name.partition(".<locals>")[0] for name in striker.functions}
+    assert {name for name in found if name.partition(".")[0] not in VALUES} <= HARMLESS
+    assert {"calling._call", "calling._wait", "calling.run_unprotected", "receiving.Receiving._work"} <= found
+
+
+VALUES = {"_options", "backoff", "connect", "errors", "handlers", "handshake", "request", "url"}
+"""Modules of values: who is interrupted there has checked or made some, and nobody else has seen them yet."""
+
+HARMLESS = {
+    # They call what is the application's.
+    "calling.Call.__init__",
+    "calling._call",
+    "calling._wait",
+    "calling.call",
+    "calling.refuse_awaitable",
+    "calling.run_unprotected",
+    "receiving.Receiving._call_control",
+    "receiving.Receiving._work",
+    "_route.Route._make_callbacks",
+    "supervisor.is_final",
+    # They read, make something that nobody has seen yet, or call what is protected.
+    "_rooms.Rooms.publish",
+    "_server.Server.connections",
+    "_server.Server.port",
+    "_site.Site.broadcast",
+    "connecting.Connecting.__init__",
+    "connection.Connection.__aiter__",
+    "connection.Connection.publish",
+}
