@@ -59,6 +59,9 @@ _MOST_BARREN = 1024 * 1024
 _MOST_ANSWERS = 16 * 1024
 """Bytes of records of TLS's own that wait for the peer, beyond which nothing is read from it: about 600 key updates."""
 
+_MOST_HELD = 16 * 1024
+"""Bytes of data that may come between the records of a renegotiation and nobody takes, beyond which nothing is read."""
+
 
 class TLSTransport(Transport):
     """TLS over another transport, whose receiver it is.
@@ -162,9 +165,7 @@ class TLSTransport(Transport):
         if self._fault is not None:
             self._write_failed(self._fault)
         elif waited:
-            self.flush()
-            if self._piece is None and not self.closed:
-                self.receiver._on_drained()
+            self._seal_again()
         if self.closed:
             return
         if pieces:
@@ -240,7 +241,7 @@ class TLSTransport(Transport):
         if self._piece is None:
             wait = self.paused or self.more or bool(self._records) or bool(self._plain)
         else:  # what the peer has to say first is read although nobody takes its messages
-            wait = bool(self._records) or len(self._plain) > READ_SIZE
+            wait = bool(self._records) or len(self._plain) > _MOST_HELD
         if wait or self._resting is not None or self._answers > _MOST_ANSWERS:
             self._lower.pause()
         elif self._lower.paused:
@@ -313,9 +314,11 @@ class TLSTransport(Transport):
             return
         # Piece by piece, and no further than the socket takes: what waits is not kept a second time as records, and the
         # buffer between would never again be smaller than what once went through it.
-        while (self._out or self._piece is not None) and not self._lower.blocked:
-            piece, self._piece = self._piece, None
-            if not self._seal(self._take_piece() if piece is None else piece):
+        while self._out and self._piece is None and not self._lower.blocked:
+            if not self._seal(self._take_piece()):
+                if self._piece is not None:
+                    self.receiver._on_stalled()
+                    self._steer()
                 return
         if self._closing is not None and not self.closed and not self._out and self._piece is None:
             self._flushed_for_close()
@@ -339,15 +342,21 @@ class TLSTransport(Transport):
             # A renegotiation: the peer has to say something first. OpenSSL wants the very same piece again then.
             self._piece = piece
             self._send_records(answer=True)
-            if self._piece is not None:  # else that has found the connection broken
-                self.receiver._on_stalled()
-                self._steer()
             return False
         except ssl.SSLError as error:
             self._write_failed(error)
             return False
         self._send_records()
         return True
+
+    def _seal_again(self) -> None:
+        """Some of what the peer has to say in a renegotiation has come, perhaps the last of it."""
+        piece, self._piece = self._piece, None
+        assert piece is not None
+        if self._seal(piece):
+            self.flush()
+            if not self.closed:
+                self.receiver._on_drained()
 
     def _send_records(self, *, answer: bool = False) -> None:
         """Hand down what is encrypted; with `answer`, TLS itself has said it."""
@@ -408,8 +417,7 @@ class TLSTransport(Transport):
 
     def _flushed_for_close(self) -> None:
         if self._piece is not None:
-            self.flush()
-            return
+            return  # this is called again when it has left
         if self._ready:
             with suppress(ssl.SSLError):  # our close_notify is in the buffer then; the peer's is not waited for
                 self._tls.unwrap()
