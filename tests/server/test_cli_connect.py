@@ -618,10 +618,15 @@ class Desk:
 
 @asynccontextmanager
 async def at_a_desk(
-    site: Site, *arguments: str, output: int | None = None, environment: Mapping[str, str] | None = None
+    site: Site,
+    *arguments: str,
+    output: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    typed: str = "",
 ) -> AsyncGenerator[Desk]:
     desk = Desk()
     before = termios.tcgetattr(desk.slave)
+    desk.type(typed)
     standard = Standard(desk.slave, desk.slave if output is None else output, desk.slave)
     try:
         async with trio.open_nursery() as nursery:
@@ -651,6 +656,28 @@ async def test_lines_are_edited(arguments: tuple[str, ...], environment: dict[st
             desk.type("\x04")
         assert desk.statuses == [0]
         assert ("\x1b" in seen) is (not environment and "--json" not in arguments)
+
+
+@pytest.mark.parametrize("keys", ["one\ntw", "one\n", "\x1b[Cone\ntw\x7fwo\x1b[D"])
+async def test_what_is_typed_ahead(keys: str) -> None:
+    """Before there is a connection the terminal takes the keys, and nothing of them is lost."""
+    async with a_site() as site:
+        async with at_a_desk(site, typed=keys) as desk:
+            await desk.see("< one")
+            desk.type("\n")
+            await until(lambda: site.conns[0].messages_received == 2)
+            desk.type("\x04")
+        assert desk.statuses == [0]
+
+
+@pytest.mark.parametrize("keys", ["\x04", "one\n\x04"])
+async def test_an_end_that_is_typed_ahead(keys: str) -> None:
+    """Ctrl-D counts, too."""
+    async with a_site() as site:
+        async with at_a_desk(site, typed=keys) as desk:
+            pass
+        assert desk.statuses == [0]
+        assert site.conns[0].messages_received == (1 if "one" in keys else 0)
 
 
 async def test_a_terminal_beside_a_pipe() -> None:

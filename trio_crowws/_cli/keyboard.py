@@ -46,6 +46,7 @@ class Keyboard:
         self._before: list[Any] | None = None
         """The settings of the terminal from before, as long as they are changed."""
         self._is_open = False
+        self._has_read = False
 
     @property
     def signals(self) -> tuple[signal.Signals, ...]:
@@ -107,7 +108,8 @@ class Keyboard:
         while not self._ready:
             if self._editor.ended or not (data := await self._input.read()):
                 return None
-            lines = self._editor.feed(data)
+            lines = self._editor.feed(data if self._has_read else _typed_ahead(data))
+            self._has_read = True
             self._ready += lines
             check_size(self._editor.size)
             await self._changed(lines)
@@ -123,3 +125,8 @@ class Keyboard:
             return os.tcgetpgrp(self._descriptor) != os.getpgrp()
         except OSError:  # it is not the terminal that controls this process
             return False
+
+
+def _typed_ahead(data: bytes) -> bytes:
+    """What was typed before keys came one by one, when Linux has stored a NUL in place of each Ctrl-D."""
+    return data.replace(b"\x00", b"\x04")

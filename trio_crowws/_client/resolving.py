@@ -21,7 +21,7 @@ from .._foreign import cause_of, unwrap
 
 __all__ = ["connect_to", "resolve"]
 
-LOOKUPS: Final = 40
+LOOKUPS: Final = 100
 """Threads that look up names at the same time, those included whose answer nobody waits for any more."""
 
 _HEAD_START: Final = 0.25
