@@ -128,6 +128,18 @@ def test_the_copy_of_what_trusts_nobody() -> None:
     assert copy.cert_store_stats()["x509_ca"] == (0 if system else system)
 
 
+def test_the_copy_of_what_does_not_tell() -> None:
+    """Subclasses exist that leave the matter to the system, which is asked then."""
+
+    class Silent(ssl.SSLContext):
+        def get_ca_certs(self, binary_form: bool = False) -> Any:
+            raise NotImplementedError
+
+    copy = without_certificate(Silent(ssl.PROTOCOL_TLS_CLIENT))
+    assert copy.cert_store_stats() == default_context().cert_store_stats()
+    assert copy.verify_mode == ssl.CERT_REQUIRED
+
+
 def test_the_copy_checks_as_the_context_checks() -> None:
     """Versions, flags and checks are those of the original."""
     context = ssl.create_default_context()
