@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_crowws import Deflate
-from trio_crowws._protocol.deflate import Inflater
+from trio_crowws._protocol import deflate as deflate_module
+from trio_crowws._protocol import framing
+from trio_crowws._protocol.deflate import TURN, Inflater
 from trio_crowws._protocol.deflate_offer import Agreement, Setting, negotiate
 from trio_crowws._protocol.events import CloseReceived, Event, Fault, Ping, Pong
 from trio_crowws._protocol.framing import FrameReader
@@ -504,6 +506,8 @@ def test_bomb(opcode: int, count: int, limit: int) -> None:
         events: list[Event] = []
         for piece in reads:
             events += target.receive(piece)
+            while target.backlog:
+                events += target.receive(b"")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -541,6 +545,8 @@ before = status("VmRSS:")
 events = []
 for piece in reads:
     events += target.receive(piece)
+    while target.backlog:
+        events += target.receive(b"")
 print(fault(events).code, (status("VmHWM:") - before) * 1024)
 """
 
@@ -565,11 +571,118 @@ def test_many_bombs_within_the_limit() -> None:
     tracemalloc.start()
     try:
         for _ in range(20):
-            assert target.receive(data) == [bytes(MIB)]
+            assert feed(target, data) == [bytes(MIB)]
         kept = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     assert kept < 128 * KIB
+
+
+# Turns
+
+
+def mixture() -> tuple[bytes, list[str | bytes]]:
+    """Messages of every kind behind one another, and what they are."""
+    text = "\U0001f600 is wide" * 5000
+    large, wide = deflate(noise(50_000)), deflate(text.encode())
+    data = [
+        packed(BINARY, bomb(MIB)),
+        packed(TEXT, HELLO),
+        packed(BINARY, final(b"") * 500),
+        fragments(BINARY, [final(b"ab")] * 300),
+        fragments(TEXT, split(wide, 40)),
+        packed(TEXT, wide),
+        fragments(BINARY, split(bomb(MIB), 3)),
+        frame(TEXT, b"plain"),
+        packed(BINARY, large),
+        fragments(BINARY, split(large, 100)),
+        packed(BINARY, b""),
+        packed(BINARY, final(b"end") + final(b"")),
+    ]
+    messages: list[str | bytes] = [
+        bytes(MIB),
+        "Hello",
+        b"",
+        b"ab" * 300,
+        text,
+        text,
+        bytes(MIB),
+        "plain",
+        noise(50_000),
+        noise(50_000),
+        b"",
+        b"end",
+    ]
+    return b"".join(data), messages
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3, 5, 8, 13, 50, 128, 129, 512, 10**9])
+@pytest.mark.parametrize("size", [997, READ])
+def test_turns_make_no_difference(monkeypatch: pytest.MonkeyPatch, turn: int, size: int) -> None:
+    """Wherever a turn ends, be it within a message, what comes out is the same."""
+    monkeypatch.setattr(deflate_module, "TURN", turn)
+    monkeypatch.setattr(framing, "TURN", turn)
+    data, messages = mixture()
+    assert feed(reader(), data, size) == messages
+
+
+@pytest.mark.parametrize(
+    ("payload", "calls"),
+    [
+        (bomb(MIB), 12),
+        (final(b"") * 1000, 12),
+        (deflate("\U0001f600".encode() * (MIB // 4)), 12),
+        (deflate(noise(60_000)), 2),
+    ],
+    ids=["bomb", "streams", "wide text", "noise"],
+)
+def test_a_turn_is_short(payload: bytes, calls: int) -> None:
+    """A message that takes long is inflated in many calls; none of them does much more than is allowed."""
+    target = reader()
+    inflater = target._inflater
+    assert inflater is not None
+    target.receive(packed(BINARY, payload))
+    work = [inflater.work]
+    while target.backlog:
+        target.receive(b"")
+        work.append(inflater.work)
+    assert len(work) >= calls
+    assert max(work[:-1]) < TURN + 300  # and one step
+    assert target.receive(packed(TEXT, HELLO)) == ["Hello"]
+
+
+@pytest.mark.parametrize("kind", ["tiny fragments", "fragments of bombs", "empty messages"])
+def test_frames_of_one_turn(kind: str) -> None:
+    """Frames that cost more than others do are fewer in one call."""
+    data = {
+        "tiny fragments": frame(BINARY, b"", fin=False) + frame(CONTINUATION, b"a", fin=False) * 500,
+        "fragments of bombs": fragments(BINARY, split(bomb(MIB) * 100, 500)),
+        "empty messages": packed(BINARY, b"\x00") * 500,
+    }[kind]
+    target = reader()
+    calls = 1
+    target.receive(data, 128)
+    while target.backlog:
+        target.receive(b"", 128)
+        calls += 1
+    assert calls >= {"tiny fragments": 11, "fragments of bombs": 14, "empty messages": 4}[kind]
+
+
+def test_a_fault_in_a_later_turn() -> None:
+    """What is wrong at the end of a long message is found when its turn comes, and nothing is read behind it."""
+    for data in (
+        packed(BINARY, bomb(MIB) + TAIL + b"\xff\xff"),
+        fragments(BINARY, [bomb(MIB) + TAIL + b"\xff\xff", b""]),
+    ):
+        target = reader()
+        assert target.receive(data + packed(TEXT, HELLO)) == []
+        assert target.backlog
+        events: list[Event] = []
+        while target.backlog:
+            assert events == []
+            events = target.receive(b"")
+        assert fault(events).code == 1007
+        assert target.finished
 
 
 # Windows and contexts

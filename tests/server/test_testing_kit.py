@@ -481,6 +481,18 @@ async def test_a_compressed_conversation() -> None:
         assert await peer.close() == CloseFrame(1000)
 
 
+async def test_a_server_that_sends_what_cannot_be_inflated() -> None:
+    """Corrupt data ends the conversation as every breach does: with a Close event that has the code."""
+    near, far = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_with, far, "permessage-deflate")
+        peer = await shake_hands(near, compression=Deflate())
+        await far.send_all(bytes((0xC2, 3)) + b"\xff\xff\xff")
+        close = await peer.receive_event()
+        assert isinstance(close, CloseFrame)
+        assert close.code == 1007
+
+
 # FaultyStream by itself
 
 

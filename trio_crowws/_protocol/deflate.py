@@ -9,6 +9,10 @@ hold back output when it was not given enough room for it, even when it has take
 its room is followed by another one. The work is bounded as well. The compressed message may not be larger than
 incompressible data becomes (`compressed_limit`), and its deflate streams are counted.
 
+All of it may still take long, so it is done in turns: each step is counted as `work`, by what it costs, and beyond
+`TURN` the rest of the message waits until `go_on` is called again. Until then the inflater is `busy`, and nothing else
+of the connection may be read. So what came of one message and is not inflated is never more than one read.
+
 A block may say that it is the last one of its stream (BFINAL). Then the rest, if there is one, is another stream, which
 knows nothing of what was before (section 7.2.3.4). That is legal, and rare.
 
@@ -18,6 +22,7 @@ Decisions where the standard leaves a choice
 * So does a stream that ends within the four bytes which belong to the frame format, because then it was cut.
 * A compressed message without any payload is an empty message, although a sender should have put a 00 there; so is a
   message that lacks the 00 after its last stream complete.
+* A message may have 1024 deflate streams. Senders end one with a message, or with a frame of it, if at all.
 * What is larger than `max_payload` once inflated fails with 1009, as every message does that is too large.
 """
 
@@ -39,7 +44,7 @@ from .masking import unmask
 if TYPE_CHECKING:
     from .deflate_offer import Agreement
 
-__all__ = ["COMPRESSED", "ENOUGH", "RSV1", "Inflater"]
+__all__ = ["COMPRESSED", "RSV1", "TURN", "Inflater"]
 
 RSV1: Final = 0x40  # in the first byte of a frame
 COMPRESSED: Final = (TEXT | RSV1, BINARY | RSV1)  # first bytes of a compressed message in one frame
@@ -51,12 +56,12 @@ _TAIL: Final = b"\x00\x00\xff\xff"
 _STEP: Final = 32 * 1024
 _INPUT: Final = 16 * 1024
 
-# Bytes that compressed messages may become before somebody looks whether to read on: about what a read without
-# compression brings at most. A read full of small bombs would else be a hundred times that.
-ENOUGH: Final = 64 * 1024
+# Work is counted in microseconds of a usual machine, roughly.
+TURN: Final = 512  # at most, and one step, before somebody looks whether others have to have their turn
+_STEP_WORK: Final = 2
+_BYTES_FOR_ONE: Final = 128  # bytes that are inflated, judged as text and copied; so a turn makes about 64 KiB
+_STREAM_WORK: Final = 8  # making some seven kilobytes ready, for what may be two bytes long
 
-# Streams of one message. A sender may end one with every frame; but each needs some seven kilobytes made ready, and may
-# be two bytes long.
 _MAX_STREAMS: Final = 1024
 
 
@@ -64,8 +69,8 @@ class Inflater(Extension):
     """Inflates what one connection receives.
 
     It is an extension of wsproto that keeps the messages to itself: wsproto sees their frames, and judges them, but as
-    if they were empty, so that what was inflated is copied no more often than needed. `take` has the message once its
-    last frame is complete. Between two messages, one that has come completely may be given to `take_frame` instead.
+    if they were empty, so that what was inflated is copied no more often than needed. What wsproto has shown to it is
+    inflated by `go_on`. Between two messages, one that has come completely may be given to `take_frame` instead.
 
     Args:
       agreement: what was agreed with the peer.
@@ -75,14 +80,14 @@ class Inflater(Extension):
     Attributes:
       breach: why wsproto was told to fail the connection, once it was.
       compressed_limit: the most bytes that a compressed message may have on the wire.
-      inflated: bytes that compressed messages have become; for the caller to set back and look at.
+      work: what was done, in units of `TURN`; for the caller to set back and look at.
     """
 
     name = "permessage-deflate"
 
     def __init__(self, agreement: Agreement, max_payload: int | None, *, client: bool = False) -> None:
         self.breach: ProtocolError | None = None
-        self.inflated = 0
+        self.work = 0
         self._limit = NO_LIMIT if max_payload is None else max_payload
         # Incompressible data grows by five bytes for each block, and by an eighth where it is coded all the same.
         self.compressed_limit = self._limit + self._limit // 8 + 1024
@@ -98,19 +103,59 @@ class Inflater(Extension):
         self._text = False
         self._decoder: IncrementalDecoder | None = None
         self._chunks: Chunks | None = None
-        self._message: str | bytes | None = None
+        # What is to be inflated: first the rest of the last step, or the output that it had no room for; then the
+        # input, step by step; then, if the message ends there, its tail.
+        self._rest = b""
+        self._full = False
+        self._input = b""
+        self._position = 0
+        self._ending = False
+        self._tail = False  # has been begun
         # For wsproto
         self._frame: Opcode | None = None  # the one that was judged and is not complete
         self._open = False  # a fragmented message is
         self._compressed = False  # that message is
         self._inflating = False  # the payload of this frame is for the stream
 
+    @property
+    def busy(self) -> bool:
+        """Whether `go_on` has something to do."""
+        return self._ending or self._full or bool(self._rest or self._input)
+
+    def go_on(self) -> str | bytes | None:
+        """Inflate what came, for one turn; return the message if that was all of it.
+
+        Raises:
+          ProtocolError: as `inflate` does.
+        """
+        while self.work < TURN:
+            if self._rest or self._full:
+                piece, self._rest, self._full = self._step(self._rest, self._tail)
+                self._add(piece)
+            elif self._input:
+                start, self._position = self._position, self._position + _INPUT
+                self._rest = self._input[start : self._position]
+                if self._position >= len(self._input):
+                    self._input, self._position = b"", 0
+            elif self._pending and self._ending and not self._tail:
+                self._rest, self._tail = _TAIL, True
+            elif self._ending:
+                return self._join()
+            else:
+                break
+        return None
+
     def take(self) -> str | bytes | None:
-        """Return the message that has just been completed, or `None` if it was not compressed."""
-        message, self._message = self._message, None
+        """As `go_on`, but for as many turns as it takes."""
+        message = None
+        while self.busy:
+            self.work = 0
+            message = self.go_on()
         return message
 
-    def take_frame(self, data: bytes, position: int, masking: tuple[bool, ...]) -> tuple[str | bytes, int] | None:
+    def take_frame(
+        self, data: bytes, position: int, masking: tuple[bool, ...]
+    ) -> tuple[str | bytes | None, int] | None:
         """Inflate a message that has come completely, in one frame whose header is as plain as it can be.
 
         Args:
@@ -119,7 +164,7 @@ class Inflater(Extension):
           masking: whether a frame may be masked.
 
         Returns:
-          The message and the position behind its frame; `None` for any other frame.
+          The message, as `inflate` does, and the position behind its frame; `None` for any other frame.
 
         Raises:
           ProtocolError: as `inflate` does.
@@ -136,25 +181,23 @@ class Inflater(Extension):
             payload = unmask(payload, data[start - 4 : start])
         return self.inflate(payload, text=data[position] == TEXT | RSV1), stop
 
-    def inflate(self, payload: bytes, *, text: bool) -> str | bytes:
-        """Inflate the payload of a message that came in one frame.
+    def inflate(self, payload: bytes, *, text: bool) -> str | bytes | None:
+        """Inflate the payload of a message that came in one frame; `None` if it takes more than one turn.
 
         Raises:
           ProtocolError: it is too large, or corrupt, or not UTF-8; nothing more can be inflated.
         """
         self._begin(text)
-        if not payload:
-            return self._join()
-        data = payload + _TAIL
-        if len(data) > _INPUT:
-            self._feed(data, last=True)
-            return self._join()
-        piece, rest, full = self._step(data, True)
-        if rest or full:
+        self._ending = True
+        if 0 < len(payload) <= _INPUT:
+            piece, rest, full = self._step(payload + _TAIL, True)
+            if not rest and not full:  # nearly always
+                return self._message_of(piece)
+            self._rest, self._full, self._tail = rest, full, True
             self._add(piece)
-            self._drain(rest, full=full, last=True)
-            return self._join()
-        return self._message_of(piece)
+        else:
+            self._input = payload
+        return self.go_on()
 
     # The hooks of wsproto
 
@@ -178,14 +221,11 @@ class Inflater(Extension):
         return self._verdict() or RsvBits(opcode in (Opcode.TEXT, Opcode.BINARY), False, False)
 
     def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
-        """Inflate a part of a payload."""
+        """Keep a part of a payload, to be inflated."""
         if self._frame is None or self._frame.iscontrol() or not self._inflating:
             return data
-        try:
-            self._feed(data, last=False)
-        except ProtocolError as error:
-            self.breach = error
-        return self._verdict() or b""
+        self._input += data
+        return b""
 
     def frame_inbound_complete(self, proto: FrameDecoder | FrameProtocol, fin: bool) -> CloseReason | None:
         """End a frame, and with the last frame the message; control frames between them change nothing."""
@@ -193,11 +233,7 @@ class Inflater(Extension):
         if frame is None or frame.iscontrol():
             return None
         self._open = not fin
-        if fin and self._inflating:
-            try:
-                self._message = self._finish()
-            except ProtocolError as error:
-                self.breach = error
+        self._ending = fin and self._inflating
         return self._verdict()
 
     def _begin_frame(self, opcode: Opcode, rsv1: bool, length: int) -> None:
@@ -225,13 +261,7 @@ class Inflater(Extension):
     def _begin(self, text: bool) -> None:
         self._text = text
         self._size = self._streams = 0
-        self._pending = False
-
-    def _finish(self) -> str | bytes:
-        """End a message of which all that came has been fed."""
-        if self._pending:
-            self._feed(_TAIL, last=True)
-        return self._join()
+        self._pending = self._tail = False
 
     def _join(self) -> str | bytes:
         chunks, self._chunks = self._chunks, None
@@ -239,30 +269,16 @@ class Inflater(Extension):
         return self._message_of(b"" if chunks is None else chunks.join())
 
     def _message_of(self, payload: bytes) -> str | bytes:
+        self._ending = False
         if not self._keeps_context:
             self._stream = None
-        self.inflated += len(payload)
+        self.work += len(payload) // _BYTES_FOR_ONE
         if not self._text:
             return payload
         try:
             return payload.decode()
         except UnicodeDecodeError as error:
             raise InvalidUTF8(str(error)) from error
-
-    def _feed(self, data: bytes, *, last: bool) -> None:
-        """Inflate a part of the message; the last part has the tail, and `last` must say so."""
-        position = 0
-        while position < len(data):
-            end = position + _INPUT
-            if end + len(_TAIL) >= len(data):  # the tail stays in one piece
-                end = len(data)
-            self._drain(data[position:end], full=True, last=last and end == len(data))
-            position = end
-
-    def _drain(self, rest: bytes, *, full: bool, last: bool) -> None:
-        while rest or full:
-            piece, rest, full = self._step(rest, last)
-            self._add(piece)
 
     def _step(self, data: bytes, last: bool) -> tuple[bytes, bytes, bool]:
         """Return some output, the input that is left, and whether there may be more output even without input."""
@@ -279,6 +295,7 @@ class Inflater(Extension):
             raise _corrupt() from error
         size = len(piece)
         self._size += size
+        self.work += _STEP_WORK + (size + len(data) - len(stream.unconsumed_tail)) // _BYTES_FOR_ONE
         if self._size > self._limit:
             raise _too_big(self._size, self._limit)
         if not stream.eof:
@@ -290,6 +307,7 @@ class Inflater(Extension):
         self._stream = None
         self._pending = False
         self._streams += 1
+        self.work += _STREAM_WORK
         if self._streams > _MAX_STREAMS:
             raise ProtocolError(
                 CloseReason.POLICY_VIOLATION.value, f"a message of more than {_MAX_STREAMS} deflate streams"

@@ -20,8 +20,12 @@ is: nobody's (a frame begins and no message is open: the fast lane may look), a 
 
 Where permessage-deflate was agreed on there is an `Inflater`, which serves both lanes: a compressed message that is not
 fragmented and has come completely is given to it right here, and for all others it is an extension of the referee's
-wsproto. It keeps what it inflates and is asked for it when the message is complete. It has only one verdict on one
-message, and once it has seen a part of it nobody else can judge the rest, so here alone the fast lane reports a fault.
+wsproto. It keeps what it inflates until the message is complete. It has only one verdict on one message, and once it
+has seen a part of it nobody else can judge the rest, so here alone the fast lane reports a fault.
+
+Turns. What a frame costs depends on its kind, by a factor of a thousand for the same number of bytes. So a call of
+`receive` ends when it has done a certain amount of work: so many plain frames, fewer of those that are for the referee,
+and of compressed messages what the inflater counts as one turn, be that a part of a message.
 
 Failing early. A bad frame must be known as bad from its first bad byte, not from its last (that is what strict
 conformance asks, and it is what keeps memory bounded):
@@ -54,7 +58,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from .._closeinfo import CloseCode, check_close
 from ..errors import InvalidUTF8, ProtocolError
 from .chunks import Chunks
-from .deflate import COMPRESSED, ENOUGH, Inflater
+from .deflate import COMPRESSED, TURN, Inflater
 from .encoding import BINARY, CLOSE, MAX_SHORT, PING, PONG, TEXT, frame_header
 from .events import CloseReceived, Event, Fault, Ping, Pong
 from .headers import LENGTH_FIELD, MASKED, NO_LIMIT, mask_header, scan
@@ -67,6 +71,7 @@ _from_bytes = int.from_bytes  # looked up for every frame
 _DATA: Final = (TEXT, BINARY)
 _CONTROL: Final = (PING, PONG, CLOSE)
 _ZERO_KEY: Final = bytes(4)
+_REFERRED: Final = 12  # the work of the referee on one frame, in units of `TURN`
 
 # A key, as an integer, times one of these repeats it for itself and a payload of that length, and the shift cuts what
 # is too much. So the XOR with key and payload in one integer takes the key away and the mask off.
@@ -107,6 +112,7 @@ class FrameReader:
         "_rate",
         "_referee",
         "_rest",
+        "_work",
         "backlog",
         "finished",
     )
@@ -140,6 +146,7 @@ class FrameReader:
         self._referee: _Referee | None = None
         self._rest = b""  # bytes that were not parsed, from `_position` on
         self._position = 0
+        self._work = 0  # of the referee, in this call of `receive`
 
     def credit_ping(self) -> None:
         """Note that this side sent a ping, so that its pong does not count against `control_rate`."""
@@ -151,9 +158,9 @@ class FrameReader:
 
         Args:
           data: the next bytes of the stream; empty to go on with the backlog.
-          limit: how many frames to look at. A frame makes one event at most, and the first frames of a fragmented
-            message make none: `backlog`, not the number of events, says whether to call again. Fewer are looked at
-            when compressed messages have become 64 KiB.
+          limit: how many frames to look at; fewer where they are dear. A frame makes one event at most, and the
+            first frames of a fragmented message make none, nor does a message of which only a part was inflated:
+            `backlog`, not the number of events, says whether to call again.
         """
         if self._at_rest:
             # All that a calm connection ever needs: one short data frame, masked or not as it must be, and no more.
@@ -177,9 +184,15 @@ class FrameReader:
         if self.finished:
             return events
         self.backlog = False
+        self._work = 0
         inflater = self._inflater
         if inflater is not None:
-            inflater.inflated = 0
+            inflater.work = 0
+            if inflater.busy:
+                self._inflate(inflater, events)
+                if self.finished:
+                    return events
+                limit = 0 if inflater.busy else limit
         position = 0
         if self._rest:
             if data:
@@ -219,11 +232,13 @@ class FrameReader:
             if position == before or self.finished:
                 break
             plain = self._owner is None
-            if inflater is not None and inflater.inflated > ENOUGH:
+            if self._work >= TURN or (inflater is not None and (inflater.busy or inflater.work >= TURN)):
                 self.backlog = position < end
                 break
         else:
             self.backlog = position < end
+        if inflater is not None and inflater.busy and not self.finished:
+            self.backlog = True
         if position < end or self._rest:
             self._keep(data, position)
         self._at_rest = not (self._owner or self._rest or self.finished or self._inflater)
@@ -294,8 +309,20 @@ class FrameReader:
         if taken is None:
             return self._refer(data, position, events)
         message, position = taken
-        events.append(message)
+        if message is not None:
+            events.append(message)
         return position
+
+    def _inflate(self, inflater: Inflater, events: list[Event]) -> None:
+        """Let the inflater work on what it has got."""
+        try:
+            message = inflater.go_on()
+        except ProtocolError as error:
+            events.append(Fault(error))
+            self.finish()
+        else:
+            if message is not None:
+                events.append(message)
 
     def _decode(self, first: int, payload: bytes) -> Event | None:
         """The event that a plain frame makes; `None` if the referee has to say what is wrong with it."""
@@ -337,10 +364,13 @@ class FrameReader:
             limits = Limits(self._max_payload, self._max_fragments, self._rate, on_the_wire=most)
             self._referee = referee = _Referee(self._client, self._allow_unmasked, limits, inflater)
         position = referee.take(data, position, events)
+        self._work += _REFERRED
         if referee.finished:
             self.finish()
-        else:
-            self._owner = referee if referee.busy else None
+            return position
+        self._owner = referee if referee.busy else None
+        if self._inflater is not None and self._inflater.busy:
+            self._inflate(self._inflater, events)
         return position
 
     def finish(self) -> None:
@@ -471,10 +501,7 @@ class _Referee:
         self._open = not event.message_finished
         if not self._open:
             payload, self._chunks = self._chunks.join(), Chunks()
-            inflated = None if self._inflater is None else self._inflater.take()
-            if inflated is not None:
-                events.append(inflated)
-            else:
+            if self._inflater is None or not self._inflater.busy:  # else the inflater has the message
                 events.append(payload.decode() if isinstance(data, str) else payload)
 
     def _error(self, event: wsproto_events.CloseConnection) -> ProtocolError:

@@ -29,7 +29,7 @@ from .._protocol.compressing import Compressor
 from .._protocol.deflate import Inflater
 from .._protocol.deflate_offer import Agreement
 from .._request import Headers
-from ..errors import CrowWSError
+from ..errors import CrowWSError, ProtocolError
 from .faults import FaultyStream
 
 __all__ = ["READ_SIZE", "Peer", "PeerClosed", "make_frame"]
@@ -353,8 +353,11 @@ class Peer:
 
     def _inflate(self, event: Event) -> Event:
         """Put what was inflated into the event that ends a compressed message."""
-        if self._inflater is not None and isinstance(event, TextMessage | BytesMessage) and event.message_finished:
-            message = self._inflater.take()
+        if self._inflater is not None and isinstance(event, TextMessage | BytesMessage):
+            try:
+                message = self._inflater.take()
+            except ProtocolError as error:
+                return CloseConnection(error.code, str(error))
             if message is not None:
                 return TextMessage(message) if isinstance(message, str) else BytesMessage(message)
         return event

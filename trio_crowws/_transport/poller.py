@@ -488,7 +488,7 @@ class Poller:
                     until = now + _PATIENCE
                     if now > self._until:
                         self._late = True
-                        for late, unfed in reads:
+                        for late, unfed in reads:  # what is closed has no more turns
                             late.put_off(unfed)
         finally:
             self._settle(batch)
