@@ -155,11 +155,14 @@ class Route:
         return self._set("on_binary", function)
 
     def on_ping(self, function: F) -> F:
-        """Decorator: `function(conn, payload)` hears of the peer's pings, which are answered without it."""
+        """Decorator: `function(conn, payload)` hears of the peer's pings, which are answered without it.
+
+        Beside a session, an async one runs in a task of the connection: no timeout around `receive` cuts it.
+        """
         return self._set("on_ping", function)
 
     def on_pong(self, function: F) -> F:
-        """Decorator: `function(conn, payload)` hears of the peer's pongs."""
+        """Decorator: `function(conn, payload)` hears of the peer's pongs; an async one runs as `on_ping` does."""
         return self._set("on_pong", function)
 
     def on_error(self, function: F) -> F:

@@ -133,13 +133,16 @@ class Decider:
                 return reject
             except BaseException as error:
                 own, rest = sort_out(None, error)
-                if own is not None and is_a(own, Reject):
-                    return own
-                if own is not None:
-                    _log_failure(callback, request, own)
-                if rest is not None:
-                    raise rest from None
-                raise Undecided(internal_error()) from own
+                try:
+                    if own is not None and is_a(own, Reject):
+                        return own
+                    if own is not None:
+                        _log_failure(callback, request, own)
+                    if rest is not None:
+                        raise rest from None
+                    raise Undecided(internal_error()) from own
+                finally:
+                    del own, rest  # they refer to this frame, and so to themselves
             finally:
                 del self._asking[opening]
         if trio.current_time() < opening.deadline:

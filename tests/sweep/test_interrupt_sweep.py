@@ -427,7 +427,7 @@ def test_what_runs_unprotected() -> None:
     assert {"calling._call", "calling._wait", "calling.run_unprotected", "receiving.Receiving._work"} <= found
 
 
-VALUES = {"_options", "backoff", "connect", "errors", "handlers", "handshake", "request", "url"}
+VALUES = {"_options", "backoff", "connect", "errors", "handlers", "handshake", "_request", "request", "url"}
 """Modules of values: who is interrupted there has checked or made some, and nobody else has seen them yet."""
 
 HARMLESS = {

@@ -97,11 +97,14 @@ class StreamTransport(Transport):
             return await step()
         except BaseException as error:
             own, rest = split(error)
-            if own is not None:
-                self.report(own)
-            if rest is not None:
-                raise rest from None
-            return None
+            try:
+                if own is not None:
+                    self.report(own)
+                if rest is not None:
+                    raise rest from None
+                return None
+            finally:
+                del own, rest  # they refer to this frame, and so to themselves
 
     async def _tls_handshake(self) -> bool:
         if self._tls is None:
@@ -264,10 +267,13 @@ async def close_stream(stream: trio.abc.AsyncResource) -> None:
         await trio.aclose_forcefully(stream)
     except BaseException as error:
         own, rest = split(error)
-        if own is not None:
-            log.error("%s has raised when it was closed", class_name(stream), exc_info=own)
-        if rest is not None:
-            raise rest from None
+        try:
+            if own is not None:
+                log.error("%s has raised when it was closed", class_name(stream), exc_info=own)
+            if rest is not None:
+                raise rest from None
+        finally:
+            del own, rest  # they refer to this frame, and so to themselves
 
 
 def addresses_of(stream: trio.abc.Stream) -> tuple[Address, Address]:
