@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, final
 
@@ -48,21 +49,26 @@ class App(Site):
         """Listen and serve until the server is closed; `await nursery.start(app.serve, ...)` returns the `Server`.
 
         Args:
-          host: a name or address; `None` for all interfaces.
-          port: 0 for a free one, see `Server.port`.
-          unix: path of a Unix socket to listen on instead.
-          ssl_context: serve TLS.
+          host: a name or address. `"0.0.0.0"`: all IPv4 addresses of the machine. `"::"`: all of IPv6, and none of
+            IPv4. `None`: all of both, with a listening socket for each. A name may stand for several addresses.
+          port: 0 for a free one, see `Server.port`; where there are several sockets, each gets its own.
+          unix: path of a Unix socket to listen on instead, of at most 107 bytes on Linux. A socket there that no
+            process has any more is replaced. On Linux, a name that begins with NUL is abstract: no file, and shown
+            with `@` in its place.
+          ssl_context: serve TLS with it, as `ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)` makes it.
           backlog: length of the kernel's accept queue; `None` for a good default.
           task_status: Trio's; gets the `Server` when it accepts connections.
 
         Raises:
           OSError: the address is in use or not ours; the message holds it.
-          ValueError: a route has no handler.
+          TypeError: `ssl_context` is no `ssl.SSLContext`.
+          ValueError: a route has no handler, or `ssl_context` is one for clients.
 
         Cancellation: peers get Close 1001, every `on_close` runs, then the cancellation goes on; see the topic guide on
         shutdown.
         """
         self._check_routes()
+        _check_context(ssl_context)
         sockets = [open_unix(unix, backlog)] if unix is not None else await open_tcp(host, port, backlog)
         await Server(self)._serve_sockets(sockets, ssl_context, task_status)
 
@@ -110,8 +116,11 @@ class App(Site):
         ssl_context: ssl.SSLContext | None = None,
         backlog: int | None = None,
         on_listening: Callable[[Server], object] | None = None,
+        announce: bool = True,
     ) -> None:
         """Run the application in a Trio loop of its own, until SIGINT or SIGTERM.
+
+        When it accepts connections it prints one line, `listening on` and the URL.
 
         The first signal shuts down in an orderly way: no new connections, Close 1001 to all, `shutdown_grace` seconds
         for the handlers. The second one aborts.
@@ -123,10 +132,38 @@ class App(Site):
           ssl_context: as for `serve`.
           backlog: as for `serve`.
           on_listening: called with the `Server` when it accepts connections.
+          announce: `False` prints nothing.
 
         Raises:
           OSError: the address is in use or not ours; the message holds it.
-          ValueError: a route has no handler.
+          TypeError: `ssl_context` is no `ssl.SSLContext`.
+          ValueError: a route has no handler, or `ssl_context` is one for clients.
         """
+        _check_context(ssl_context)
+
+        def tell(server: Server) -> None:
+            if announce:
+                _announce(server)
+            if on_listening is not None:
+                on_listening(server)
+
         serve = partial(self.serve, host, port, unix=unix, ssl_context=ssl_context, backlog=backlog)
-        run_until_signal(serve, on_listening)
+        run_until_signal(serve, tell)
+
+
+def _check_context(context: object) -> None:
+    """Refuse a context that could shake hands with nobody, before anybody tries to."""
+    if context is None:
+        return
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {type(context).__name__}")
+    if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            "ssl_context is one for clients (PROTOCOL_TLS_CLIENT); a server needs"
+            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) with a certificate"
+        )
+
+
+def _announce(server: Server) -> None:
+    with suppress(Exception):  # a standard output that is closed, or that nobody reads, is no reason to end
+        print(f"listening on {server._urls()}", flush=True)

@@ -12,10 +12,12 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import trio
 
 from ._log import log
+from ._transport.addresses import check_unix_path, plain_address, show_unix_path, unix_socket_is_alive
 from .errors import CrowWSError
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from ._transport.base import Address
     from ._transport.engine import Engine
 
-__all__ = ["ListeningSocket", "format_address", "is_exhausted", "open_tcp", "open_unix"]
+__all__ = ["ListeningSocket", "format_address", "is_exhausted", "open_tcp", "open_unix", "url_of"]
+
+_WILDCARDS = {"0.0.0.0": ("127.0.0.1", " (and all IPv4 addresses)"), "::": ("::1", " (and all IPv6 addresses)")}
 
 ACCEPTS_PER_TURN = 64
 _FULL = OSError("max_handshakes is reached")
@@ -52,7 +56,7 @@ class ListeningSocket:
         self._exhausted = False
         self._inode = Path(path).stat().st_ino if path is not None else None
         name = sock.getsockname()
-        self.address: tuple[str, int] | str = name[:2] if isinstance(name, tuple) else os.fsdecode(name)
+        self.address = plain_address(name)
         # One address for all connections, unless it stands for several.
         self._local = None if name[0] in ("0.0.0.0", "::") else self.address
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -120,7 +124,7 @@ class ListeningSocket:
             # One descriptor less for a peer that drips is one more for somebody else.
             return error if again or not handshakes.drop_oldest() else self._accept_one(handshakes, take, again=True)
         try:
-            if self._path is not None:
+            if isinstance(self.address, str):
                 take(sock, self.address, self.address)
             else:
                 take(sock, self._local or sock.getsockname()[:2], remote[:2])
@@ -143,6 +147,17 @@ class ListeningSocket:
                 if Path(self._path).stat().st_ino == self._inode:
                     Path(self._path).unlink()
             self._path = None
+
+
+def url_of(address: tuple[str, int] | str, *, secure: bool) -> str:
+    """Where a client connects to, for people: a URL, and what else it stands for."""
+    if isinstance(address, str):
+        if address.startswith("@"):
+            return f"ws+unix:///%00{quote(address[1:], safe='')}"
+        return f"ws+unix://{quote(str(Path(address).absolute()))}"
+    host, port = address
+    reachable, note = _WILDCARDS.get(host, (host, ""))
+    return f"{'wss' if secure else 'ws'}://{format_address((reachable, port))}{note}"
 
 
 def is_exhausted(error: Exception) -> bool:
@@ -178,23 +193,29 @@ async def open_tcp(host: str | None, port: int, backlog: int | None) -> list[Lis
 
 
 def open_unix(path: str | os.PathLike[str], backlog: int | None) -> ListeningSocket:
-    """Listen on a Unix socket at `path`. A socket there that nobody listens on any more is replaced.
+    """Listen on a Unix socket at `path`, where a socket that no process has any more is replaced.
 
     Raises:
-      OSError: the path is in use, or cannot be made; the message holds it.
+      OSError: the path is in use, too long, or cannot be made; the message holds it.
+      TypeError: the path is bytes.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise CrowWSError("Unix sockets are not available on this platform")
     path = os.fspath(path)
+    if not isinstance(path, str):
+        raise TypeError("the path of a Unix socket must be a str or a path object of one, not bytes")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    abstract = path.startswith("\0")
     try:
-        _remove_stale(path)
+        check_unix_path(path)
+        if not abstract:
+            _remove_stale(path)
         sock.bind(path)
         sock.listen(backlog if backlog is not None else LONGEST_QUEUE)
     except OSError as error:
         sock.close()
-        raise _listen_error(path, error) from error
-    return ListeningSocket(sock, path=path)
+        raise _listen_error(show_unix_path(path), error) from error
+    return ListeningSocket(sock, path=None if abstract else path)
 
 
 def _listen_error(where: str, error: OSError) -> OSError:
@@ -208,15 +229,6 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, "there is a file that is not a socket")
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    probe.setblocking(False)
-    try:
-        probe.connect(path)
-    except ConnectionRefusedError:
-        Path(path).unlink()
-    except BlockingIOError:  # its queue is full, so somebody is there
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
-    else:
+    if unix_socket_is_alive(path):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    finally:
-        probe.close()
+    Path(path).unlink()

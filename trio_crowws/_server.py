@@ -26,14 +26,15 @@ import trio
 from ._admission import Admission
 from ._closeinfo import check_close
 from ._foreign import cause_of, describe, explain, is_a, unwrap
-from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address, is_exhausted
+from ._listeners import EXHAUSTED_PAUSE, ListeningSocket, format_address, is_exhausted, url_of
 from ._log import log
 from ._options import check_seconds
 from ._route import Route
 from ._session.connection import Connection
 from ._site import Site
+from ._transport.addresses import plain_address
 from ._transport.engine import Engine
-from ._transport.stream import addresses_of, close_stream, plain_address
+from ._transport.stream import addresses_of, close_stream
 from ._types import Address
 
 __all__ = ["Server"]
@@ -79,11 +80,15 @@ class Server:
         names = (name if isinstance(name, str) else format_address(name) for name in self._addresses)
         return ", ".join(names) or "a stream"
 
+    def _urls(self) -> str:
+        secure = self._ssl_context is not None
+        return ", ".join([url_of(address, secure=secure) for address in self._addresses])
+
     # What is known about it
 
     @property
     def addresses(self) -> list[tuple[str, int] | str]:
-        """Where it listens: `(host, port)`, or the path of a Unix socket."""
+        """Where it listens: `(host, port)`, or the path of a Unix socket, with `@` before an abstract name."""
         return list(self._addresses)
 
     @property

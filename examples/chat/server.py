@@ -183,7 +183,7 @@ def main() -> None:
     def announce(server: Server) -> None:
         print(f"listening on http://{options.host}:{server.port}/", flush=True)
 
-    app.run(options.host, options.port, on_listening=announce)
+    app.run(options.host, options.port, on_listening=announce, announce=False)  # a page is what people open here
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 import ssl
 from typing import Any
 
-from trio_crowws import App, Connection, Deflate, Handler, Server
+from trio_crowws import App, Connection, Deflate, Handler
 
 PATHS = ("/", "/echo")
 
@@ -99,11 +99,7 @@ def main() -> None:
         ssl_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         ssl_context.load_cert_chain(arguments.certfile, arguments.keyfile)
 
-    def announce(server: Server) -> None:
-        for address in server.addresses:
-            print("listening on", address if isinstance(address, str) else "{}:{}".format(*address), flush=True)
-
-    app.run(arguments.host, arguments.port, unix=arguments.unix, ssl_context=ssl_context, on_listening=announce)
+    app.run(arguments.host, arguments.port, unix=arguments.unix, ssl_context=ssl_context)
 
 
 if __name__ == "__main__":

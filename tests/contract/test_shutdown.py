@@ -811,7 +811,7 @@ def say(text):
 
 
 app.routes[0].on_close(lambda conn, info: say(f"closed {{info.code}}"))
-app.run("127.0.0.1", 0, on_listening=lambda server: say(f"listening on 127.0.0.1:{{server.port}}"))
+app.run("127.0.0.1", 0, on_listening=lambda server: say(f"listening on 127.0.0.1:{{server.port}}"), announce=False)
 say("the end")
 """
 
@@ -885,7 +885,7 @@ def listening(server):
     print(f"listening on 127.0.0.1:{server.port}", flush=True)
 
 
-app.run("127.0.0.1", 0, on_listening=listening)
+app.run("127.0.0.1", 0, on_listening=listening, announce=False)
 print("the end")
 """
 

@@ -101,7 +101,7 @@ def main() -> None:
     def announce(server: Server) -> None:
         print(f"listening on 127.0.0.1:{server.port}", flush=True)
 
-    app.run("127.0.0.1", 0, ssl_context=context, on_listening=announce)
+    app.run("127.0.0.1", 0, ssl_context=context, on_listening=announce, announce=False)
 
 
 class Victim:

@@ -176,7 +176,7 @@ async def test_a_unix_socket(tmp_path: Path, tmp_path_factory: pytest.TempPathFa
     """With --unix it listens on a Unix socket and says so."""
     path = tmp_path_factory.mktemp("u") / "s"
     with example(tmp_path, "--unix", str(path)) as (process, log):
-        await until(lambda: f"listening on {path}\n" in log.read_text())
+        await until(lambda: f"listening on ws+unix://{path}\n" in log.read_text())
         peer = await shake_hands(await trio.open_unix_socket(str(path)))
         await assert_echoes(peer)
         await end(peer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import select
 import socket
 import ssl
@@ -22,7 +23,10 @@ import trio.testing
 from support.certificates import TLS
 from support.processes import port_of, started
 from support.rawclient import RawClient, assert_serves, echo_app, open_raw, plain, serving, until, upgrade
-from trio_crowws import App, Connection, Reject, Request, Server
+from support.servers import Recorder
+from trio_crowws import App, ConnectFailed, Connection, Reject, Request, Server, connect
+from trio_crowws._listeners import url_of
+from trio_crowws._transport.addresses import check_unix_path
 from trio_crowws._transport.poller import Poller, SocketTransport
 from trio_crowws.testing import Peer, PeerClosed, shake_hands
 
@@ -283,6 +287,185 @@ async def test_a_busy_socket_is_left_alone(path: str) -> None:
         with pytest.raises(OSError, match="Address already in use"):
             await echo_app().serve(unix=path)
         assert Path(path).is_socket()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+async def test_a_socket_that_does_not_listen_yet_is_left_alone(path: str, kind: socket.SocketKind) -> None:
+    """A socket that a process has bound is its own, also before it listens, and of whatever kind it is."""
+    with socket.socket(socket.AF_UNIX, kind) as starting:
+        starting.bind(path)
+        with pytest.raises(OSError, match=rf"cannot listen on {path}: Address already in use"):
+            await echo_app().serve(unix=path)
+        assert Path(path).is_socket()
+        if kind == socket.SOCK_STREAM:
+            starting.listen()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+
+
+async def test_a_socket_that_nobody_may_ask(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not say whether a socket is alive, that is an OSError, and the socket stays."""
+
+    def refuse(sock: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with socket.socket(socket.AF_UNIX) as crashed:
+        crashed.bind(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        with pytest.raises(OSError, match=rf"cannot listen on {path}: Permission denied"):
+            await echo_app().serve(unix=path)
+    assert Path(path).is_socket()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="abstract sockets are there on Linux only")
+async def test_an_abstract_socket(caplog: pytest.LogCaptureFixture) -> None:
+    """A name that begins with NUL is abstract: no file; wherever it is shown there is an @ in place of the NUL."""
+    caplog.set_level(logging.INFO, "trio_crowws")
+    name = f"crowws-{os.getpid()}"
+    app = App()
+    recorder = Recorder(app)
+    async with serving(app, unix=f"\0{name}") as server:
+        assert server.addresses == [f"@{name}"]
+        assert repr(server).startswith(f"<Server on @{name} ")
+        peer = await shake_hands(await trio.open_unix_socket(f"\0{name}"))
+        await recorder.wait("open")
+        assert recorder.conn.local_address == recorder.conn.remote_address == f"@{name}"
+        await peer.close()
+        await peer.stream.aclose()
+        with pytest.raises(OSError, match=f"cannot listen on @{name}: Address already in use"):
+            await echo_app().serve(unix=f"\0{name}")
+        assert not Path(f"@{name}").exists()
+    assert f"listening on @{name}" in caplog.text
+    assert "\0" not in caplog.text
+
+
+async def test_listeners_on_an_abstract_socket() -> None:
+    """A Trio listener on an abstract or a plain Unix socket is served with the same addresses."""
+    name = f"\0crowws-{os.getpid()}-listener"
+    sock = trio.socket.socket(socket.AF_UNIX)
+    await sock.bind(name)
+    sock.listen()
+    app = App()
+    recorder = Recorder(app)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(app.serve_listeners, [trio.SocketListener(sock)])
+        assert server.addresses == ["@" + name[1:]]
+        peer = await shake_hands(await trio.open_unix_socket(name))
+        await recorder.wait("open")
+        assert recorder.conn.remote_address == "@" + name[1:]
+        await peer.stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+def test_abstract_sockets_are_for_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere an abstract name is an OSError that says so."""
+    monkeypatch.setattr("trio_crowws._transport.addresses.sys.platform", "darwin")
+    with pytest.raises(OSError, match="there on Linux only"):
+        check_unix_path("\0name")
+
+
+@pytest.mark.parametrize("first", ["/", "\0", "/\xe4"])
+async def test_a_path_that_is_too_long(first: str) -> None:
+    """A path beyond what the system takes is an OSError that names the limit, for a server and for a client."""
+    path = first + "x" * 200
+    limit = 107 if sys.platform.startswith("linux") else 103
+    with pytest.raises(OSError, match=f"at most {limit} bytes, and this one has 20[0-3]") as caught:
+        await echo_app().serve(unix=path)
+    assert caught.value.errno == errno.ENAMETOOLONG
+    if first == "/":
+        with pytest.raises(ConnectFailed, match=f"at most {limit} bytes"):
+            async with connect(f"ws+unix://{path}"):
+                pass
+
+
+async def test_the_longest_path(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The longest path that the system takes is taken."""
+    limit = 107 if sys.platform.startswith("linux") else 103
+    folder = str(tmp_path_factory.mktemp("l"))
+    path = folder + "/" + "x" * (limit - len(folder) - 1)
+    async with serving(echo_app(), unix=path):
+        await echo_once(await trio.open_unix_socket(path))
+
+
+async def test_a_path_is_no_bytes() -> None:
+    """A path of bytes is a TypeError that says so."""
+    with pytest.raises(TypeError, match="not bytes"):
+        await echo_app().serve(unix=b"/x")  # type: ignore[arg-type]
+
+
+# What `run` says
+
+
+@pytest.mark.parametrize(
+    ("address", "secure", "text"),
+    [
+        (("127.0.0.1", 80), False, "ws://127.0.0.1:80"),
+        (("127.0.0.1", 443), True, "wss://127.0.0.1:443"),
+        (("::1", 8000), False, "ws://[::1]:8000"),
+        (("0.0.0.0", 8000), False, "ws://127.0.0.1:8000 (and all IPv4 addresses)"),
+        (("::", 8000), True, "wss://[::1]:8000 (and all IPv6 addresses)"),
+        ("/run/a b/s", False, "ws+unix:///run/a%20b/s"),
+        ("@a/name", False, "ws+unix:///%00a%2Fname"),
+    ],
+)
+def test_the_url_of_an_address(address: tuple[str, int] | str, secure: bool, text: str) -> None:
+    """An address is shown as what a client connects to; one that stands for all of them as one that can be reached."""
+    assert url_of(address, secure=secure) == text
+
+
+def run_and_stop(app: App, **options: Any) -> None:
+    """Run `app` until it listens."""
+
+    def stop(server: Server) -> None:
+        trio.lowlevel.spawn_system_task(server.aclose)
+
+    app.run("127.0.0.1", 0, on_listening=stop, **options)
+
+
+def test_run_says_where_it_listens(capsys: pytest.CaptureFixture[str], tls: TLS) -> None:
+    """`run` prints one line with the URL when it accepts connections, and none with `announce=False`."""
+    run_and_stop(echo_app())
+    assert re.fullmatch(r"listening on ws://127\.0\.0\.1:[0-9]+\n", capsys.readouterr().out)
+    run_and_stop(echo_app(), ssl_context=tls.server)
+    assert re.fullmatch(r"listening on wss://127\.0\.0\.1:[0-9]+\n", capsys.readouterr().out)
+    run_and_stop(echo_app(), announce=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_run_needs_nobody_who_listens_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standard output that cannot be written to does not end the server."""
+    for output in (None, Deaf()):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", output)
+            run_and_stop(echo_app())
+
+
+class Deaf:
+    """An output that does not work."""
+
+    def write(self, text: str) -> int:
+        raise OSError("nobody reads this")
+
+
+# A context for the other side
+
+
+@pytest.mark.parametrize(
+    ("context", "error", "message"),
+    [
+        (ssl.create_default_context(), ValueError, "is one for clients .PROTOCOL_TLS_CLIENT."),
+        (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ValueError, "ssl.Purpose.CLIENT_AUTH"),
+        (True, TypeError, "ssl_context must be an ssl.SSLContext or None, not bool"),
+        ("cert.pem", TypeError, "not str"),
+    ],
+)
+async def test_a_context_of_the_wrong_side(context: Any, error: type[Exception], message: str) -> None:
+    """A context that no server can use is refused when `serve` or `run` is called, before anything listens."""
+    with pytest.raises(error, match=message):
+        await echo_app().serve("127.0.0.1", 0, ssl_context=context)
+    with pytest.raises(error, match=message):
+        echo_app().run("127.0.0.1", 0, ssl_context=context)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])

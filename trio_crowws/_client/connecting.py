@@ -36,7 +36,8 @@ from .._session.connection import Connection, PublishResult
 from .._session.ending import Parts
 from .._session.handlers import Callback, Callbacks
 from .._session.lifecycle import leave, log_start
-from .._transport.stream import addresses_of, close_stream, plain_address
+from .._transport.addresses import plain_address
+from .._transport.stream import addresses_of, close_stream
 from .._transport.timers import FairScope
 from .._types import MessageLike
 from ..errors import ConnectFailed, HandshakeTimeout, Rejected

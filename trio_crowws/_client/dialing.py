@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .._transport.addresses import check_unix_path
 from ..errors import ConnectFailed, ProxyError
 from .resolving import connect_to, resolve
 
@@ -43,6 +44,10 @@ async def dial(target: Target, tunnel: Tunnel | None) -> socket.socket:
             stream.socket.close()  # nothing that waits: a cancellation would come in place of an interrupt
             raise
     elif target.unix is not None:
+        try:
+            check_unix_path(target.unix)
+        except OSError as error:
+            raise ConnectFailed(f"cannot connect to the Unix socket {target.unix!r}: {error.strerror}") from error
         try:
             stream = await trio.open_unix_socket(target.unix)
         except OSError as error:

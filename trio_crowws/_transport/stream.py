@@ -8,19 +8,19 @@ close, by cancellation after `abort` or at the deadline of `close`.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import trio
 
 from .._foreign import class_name, is_a, select
 from .._log import log
+from .addresses import plain_address
 from .base import READ_SIZE, Address, Transport, TurnQueue, count_small
 from .kernel import limit_unsent
 from .timers import FairScope, Timers
 
-__all__ = ["StreamTransport", "addresses_of", "as_tls", "close_stream", "plain_address"]
+__all__ = ["StreamTransport", "addresses_of", "as_tls", "close_stream"]
 
 T = TypeVar("T")
 
@@ -292,13 +292,6 @@ def socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
     while (tls := as_tls(stream)) is not None:
         stream = tls.transport_stream
     return stream.socket if isinstance(stream, trio.SocketStream) else None
-
-
-def plain_address(name: tuple[Any, ...] | str | bytes) -> Address:
-    """What a socket is called, without the fields that only IPv6 has; abstract names of Unix sockets come as bytes."""
-    if isinstance(name, bytes):
-        name = os.fsdecode(name)
-    return name if isinstance(name, str) else (name[0], name[1])
 
 
 def as_tls(stream: trio.abc.Stream) -> trio.SSLStream[trio.abc.Stream] | None:

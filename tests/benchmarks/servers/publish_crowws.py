@@ -24,4 +24,4 @@ def listening(server: Server) -> None:
 
 
 if __name__ == "__main__":
-    app.run("127.0.0.1", 0, on_listening=listening)
+    app.run("127.0.0.1", 0, on_listening=listening, announce=False)
