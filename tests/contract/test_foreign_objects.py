@@ -32,9 +32,11 @@ from trio_crowws import (
     ProtocolError,
     Reject,
     Response,
+    connect_stream,
+    keep_connected,
 )
 from trio_crowws import connect as connect_client
-from trio_crowws._foreign import members_of
+from trio_crowws._foreign import leaves_of, members_of
 from trio_crowws.testing import PeerClosed, Refused, shake_hands
 
 # How an object fails
@@ -691,3 +693,53 @@ async def test_a_task_of_a_client(name: str, fail: Callable[[], NoReturn]) -> No
         except BaseException as other:
             caught.append(other)
     assert [id(each) for each in caught] == [id(error)]
+
+
+@pytest.mark.parametrize("name", [*EXCEPTIONS, "mixed"])
+async def test_the_handler_of_keep_connected(name: str, some: Callable[[], NoReturn]) -> None:
+    """What it raises goes on as it is, too."""
+    app = App()
+    recorder = Recorder(app)
+    mixed = bad(BaseExceptionGroup, some, *PARTS, *TEXT, *VALUE)
+    members = [ValueError(), SystemExit()]
+    error = mixed("", members) if name == "mixed" else EXCEPTIONS[name](some)
+    caught: list[BaseException] = []
+
+    async def handler(conn: Connection) -> None:
+        raise error
+
+    async with serving(app, "tcp") as site:
+        try:
+            await keep_connected(handler, f"ws://127.0.0.1:{site.server.port}/")
+        except BaseException as other:
+            caught.append(other)
+        await recorder.wait("close")
+    [found] = caught
+    assert id(found) == id(error) or (name == "mixed" and leaves_of(found) == members)
+    assert recorder.info.code in (1011, 1001)
+
+
+async def test_a_handler_of_keep_connected_that_is_late(
+    some: Callable[[], NoReturn], autojump_clock: trio.testing.MockClock
+) -> None:
+    """One that is cancelled because its connection has ended, and makes a group of that, raises the rest of it."""
+    odd = bad(BaseExceptionGroup, some, *PARTS, *TEXT, *VALUE)
+    own = ValueError()
+    app = App()
+    Recorder(app, "/", "sync", hooks={"open": lambda conn: conn.close_nowait()})
+
+    async def handler(conn: Connection) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as error:
+            raise odd("", [error, own]) from None
+
+    @asynccontextmanager
+    async def connect(url: str) -> AsyncGenerator[Connection]:
+        async with connect_stream(site.listener.connect(), url) as conn:
+            yield conn
+
+    async with serving(app) as site:
+        with pytest.raises(ExceptionGroup) as caught:
+            await keep_connected(handler, "ws://test/", connect=connect, grace=1)
+    assert caught.value.exceptions == (own,)
