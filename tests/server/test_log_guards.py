@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import trio
 
-from support.rawclient import open_raw, plain, serving, until, upgrade
+from support.rawclient import echo_app, open_raw, plain, serving, until, upgrade
 from trio_crowws import App, Connection, ConnectionClosed, HandshakeError, Reject
 from trio_crowws import connect as connect_client
+from trio_crowws._cli.serving import _announce as announce
 from trio_crowws._foreign import consists_of
 from trio_crowws._log import log, render
 from trio_crowws.testing import PeerClosed, connect
@@ -250,6 +251,18 @@ print("ended")
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert run.stdout.split() == ["fail", "echo", "ended"], run
+
+
+async def test_a_closed_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line serves on, too, where it cannot print its address."""
+    closed = io.StringIO()
+    closed.close()
+    async with serving(echo_app()) as server:
+        monkeypatch.setattr("sys.stdout", closed)
+        announce(server)
+        monkeypatch.undo()
+        async with open_raw(server) as client:
+            await client.upgrade()
 
 
 def test_the_record_names_the_line_that_logs(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -164,5 +165,6 @@ def _tls(certfile: str, keyfile: str | None) -> ssl.SSLContext:
 
 
 def _announce(server: Server) -> None:
-    for address in server.addresses:
-        print("listening on", address if isinstance(address, str) else format_address(address), flush=True)
+    with suppress(Exception):  # a standard output that is closed, or that nobody reads, is no reason to end
+        for address in server.addresses:
+            print("listening on", address if isinstance(address, str) else format_address(address), flush=True)
