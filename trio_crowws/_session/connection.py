@@ -15,7 +15,7 @@ from .._response import ServerResponse
 from .._types import BytesLike, Message, MessageLike
 from ..errors import ConnectionClosedOK
 from .ending import Parts, State
-from .handlers import Callbacks, Handler, HandlerPlan
+from .handlers import Callback, Callbacks, Handler, HandlerPlan
 from .receiving import Receiving
 from .tasks import Children, Spawner, log_failure
 
@@ -48,7 +48,9 @@ class RoomsLike(Protocol):
     ) -> PublishResult: ...
 
 
-_NOTHING = Callbacks()
+# The callbacks of a connection that has ended. A session stays one: what it has not received may still be received.
+_NOTHING, _NO_SESSION = Callbacks(), Callbacks()
+_NO_SESSION.session = Callback(trio.sleep_forever, True)  # stands for one that is over, so it is never called
 
 
 @final
@@ -330,7 +332,7 @@ class Connection(Receiving):
         What the callbacks of a `Handler` belong to may keep it, and so do the frames in the traceback of an exception.
         That of `raised` is left alone.
         """
-        self._callbacks = _NOTHING
+        self._callbacks = _NOTHING if self._callbacks.session is None else _NO_SESSION
         self._children = None
         error = None if self._close_info is None else self._close_info.error
         if error is not None and error is not raised:

@@ -285,14 +285,14 @@ class Ending:
         """The `CloseInfo`, final or as far as it is known.
 
         The code is the peer's, if it has sent a Close frame; that of ours, if an error made us send it; that of a fault
-        which the peer has answered our Close with; otherwise 1006. Until the end, an ordinary Close of ours stands for
-        the answer that it will have. The class of `error` has no say: an application may raise any of the package's
+        of the peer which it could not be told any more; otherwise 1006. Until the end, an ordinary Close of ours stands
+        for the answer that it will have. The class of `error` has no say: an application may raise any of the package's
         own.
         """
         frame, terminal = self._received, self._terminal
         if frame is None and self._failing:
             frame = self._sent
-        elif isinstance(terminal, Fault) and self._sent is not None:
+        elif isinstance(terminal, Fault):
             frame = CloseFrame(terminal.error.code)
         elif frame is None and self._phase is not Phase.CLOSED:
             frame = self._sent
