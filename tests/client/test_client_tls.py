@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from support.clients import nothing_left
@@ -234,6 +235,16 @@ async def test_a_stream_over_tls(trusting: ssl.SSLContext, authority: trustme.CA
             with pytest.raises(ConnectFailed, match="TLS with localhost:443 failed"):
                 async with connect_stream(stream, "wss://localhost/"):
                     pass
+
+
+async def test_a_stream_over_tls_whose_server_hangs_up(trusting: ssl.SSLContext) -> None:
+    """It is said in the same words as over a socket."""
+    near, far = trio.testing.memory_stream_pair()
+    await far.send_eof()
+    stream = trio.SSLStream(near, trusting, server_hostname="localhost")
+    with pytest.raises(ConnectFailed, match="closed the connection before it had answered; perhaps this port does not"):
+        async with connect_stream(stream, "wss://localhost/"):
+            pass
 
 
 @asynccontextmanager

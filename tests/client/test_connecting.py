@@ -32,6 +32,7 @@ from trio_crowws import (
 from trio_crowws._client import connecting
 from trio_crowws._client.opening import Opening
 from trio_crowws._options import CLIENT_OPTIONS
+from trio_crowws._protocol.answer import AnswerReader, UpgradeRequest
 from trio_crowws._protocol.url import parse_url
 from trio_crowws._transport.poller import Poller
 
@@ -637,6 +638,32 @@ async def test_a_connection_that_breaks_with_the_answer(monkeypatch: pytest.Monk
 
 
 # Time
+
+
+async def test_the_first_word_counts() -> None:
+    """An answer stays what it is when the connection breaks behind it, and so does an error."""
+
+    class Paused:
+        secure = False
+        paused = False
+
+        def pause(self) -> None:
+            self.paused = True
+
+    for data, error in ((b"HTTP/1.1 204 No\r\n\r\n", None), (b"220 hello\r\n", InvalidHandshake)):
+        request = UpgradeRequest("/", "h", (), None, ())
+        reader = AnswerReader(request.as_event(), max_header_bytes=1000, max_headers=10)
+        opening = Opening(reader, parse_url("ws://h/"))
+        opening.transport = transport = Paused()  # type: ignore[assignment]
+        opening._on_data(data)
+        opening._on_eof()
+        opening._on_lost(OSError("broken"))
+        assert transport.paused
+        if error is None:
+            assert (await opening.answer()).status == 204
+        else:
+            with pytest.raises(error):
+                await opening.answer()
 
 
 async def test_a_server_that_never_answers(kind: Kind) -> None:
