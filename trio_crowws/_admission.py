@@ -26,7 +26,7 @@ from ._session.accepting import Accept, Reject
 from ._session.calling import call_plain
 from ._session.lifecycle import live
 from ._session.opening import Opening
-from ._session.tasks import sort_out
+from ._session.tasks import sift, sort_out
 from ._upgrade import PLAINLY, SHUTTING_DOWN, Decider, Undecided, Upgrade, internal_error, open_connection, produce
 from .errors import HandshakeError
 
@@ -212,6 +212,8 @@ class Admission:
                 life = live(conn, upgrade.opening.deadline, upgrade.opening.early_data, listed)
                 del upgrade  # what only the handshake needed is not kept for the life of the connection
                 await life
+        except BaseException as error:
+            sift(None, error, _report)
         finally:
             self._site._occupied -= 1
             self._task_ended()
@@ -274,6 +276,11 @@ class Membership:
         """The connection has ended: out of all rooms and lists."""
         self._admission.connections.discard(self._conn)
         self._site._leave(self._conn, self._route)
+
+
+def _report(error: Exception) -> None:
+    """The last line of defence: what gets here is a defect of this package, and costs the one connection."""
+    log.error("internal error; a connection is given up: %s", describe(error), exc_info=error)
 
 
 def _give_up(opening: Opening, request: Request, error: BaseException) -> None:

@@ -205,7 +205,9 @@ def open_connection(
     if subprotocol is None:
         if options.subprotocols:
             subprotocol = choose_subprotocol(options.subprotocols, request.subprotocols)
-    elif subprotocol not in request.subprotocols:
+    elif subprotocol in (offered := request.subprotocols):
+        subprotocol = offered[offered.index(subprotocol)]  # a plain str, whatever the application's is
+    else:
         wrong = describe(subprotocol)
         log.error("on_accept of %s chose the subprotocol %s, which was not offered", route.path, wrong)
         raise Undecided(internal_error())

@@ -36,7 +36,9 @@ from trio_crowws import (
     keep_connected,
 )
 from trio_crowws import connect as connect_client
+from trio_crowws._admission import Membership
 from trio_crowws._foreign import leaves_of, members_of
+from trio_crowws._session import lifecycle
 from trio_crowws.testing import PeerClosed, Refused, shake_hands
 
 # How an object fails
@@ -743,3 +745,32 @@ async def test_a_handler_of_keep_connected_that_is_late(
         with pytest.raises(ExceptionGroup) as caught:
             await keep_connected(handler, "ws://test/", connect=connect, grace=1)
     assert caught.value.exceptions == (own,)
+
+
+# What should not happen
+
+
+@pytest.mark.parametrize("where", ["enter", "leave", "_begin", "log_start", "_log_end", "_end_children"])
+async def test_a_defect_of_the_framework(
+    where: str, some: Callable[[], NoReturn], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One in the life of a connection costs that connection, too."""
+    place: Any = (
+        Connection if where.startswith(("_b", "_e")) else Membership if where in ("enter", "leave") else lifecycle
+    )
+    works = getattr(place, where)
+
+    def fails(*arguments: Any) -> Any:
+        [conn] = [getattr(argument, "_conn", argument) for argument in arguments[:1]]
+        return some() if conn.request.path == "/odd" else works(*arguments)
+
+    monkeypatch.setattr(place, where, fails)
+    app = App()
+    route = app.websocket("/odd").onopen(lambda conn: conn.close_nowait(1011))
+    assert route.onclose(lambda conn, info: None) is route
+    async with surviving(app) as site, site.connect("/odd") as peer:
+        with pytest.raises(PeerClosed) as caught:
+            await peer.receive()
+        assert caught.value.close is not None
+        assert caught.value.close.code == 1011
+    assert "Error" in caplog.text

@@ -96,7 +96,10 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
             else:
                 finished = True
     except BaseException as error:
-        pending = error
+        own, pending = sort_out(conn.id, error)
+        if own is not None:  # a defect of this package costs its connection, as the application's do
+            conn._handler_failed(own)
+            del own
     if opened and conn.cancel_scope.cancelled_caught and conn.close_info is not None:
         log.warning("[%s] the handler ran on after its connection had closed, and was cancelled", conn.id)
     conn._finish(1000 if finished else 1001)
