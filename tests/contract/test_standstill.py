@@ -9,8 +9,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from support.blocking import WAIT, Blocking, peers, settle, until
 from support.rawclient import upgrade
 from support.rawserver import accept_head
-from support.servers import Kind, Recorder, Site, serving, shared_tls
+from support.servers import Kind, Recorder, serving, shared_tls
 from trio_crowws import App, Connection, connect
 from trio_crowws._transport.engine import Engine
 from trio_crowws._transport.timers import FairScope, Timers
@@ -31,8 +32,6 @@ TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
 PEERS = 6
 """Trio runs the tasks of a pass in random order, so what may go wrong for one of them hardly goes well for six."""
-
-WAIT = trio.to_thread.run_sync
 
 
 @pytest.fixture(params=["tcp", "tls", "unix"])
@@ -51,77 +50,12 @@ def epoll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     return use_epoll
 
 
-class Blocking:
-    """A peer that sends in one step of the test, so that the process under test has no chance to read between."""
-
-    def __init__(self, site: Site) -> None:
-        [address] = site.server.addresses
-        if isinstance(address, str):
-            self.sock = socket.socket(socket.AF_UNIX)
-        else:
-            self.sock = socket.socket()
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.settimeout(5)
-        self.sock.connect(address)
-        self._secure = site.kind == "tls"
-
-    def shake_hands(self) -> None:
-        if self._secure:
-            self.sock = shared_tls().client.wrap_socket(self.sock, server_hostname="localhost")
-
-    def open(self) -> None:
-        self.shake_hands()
-        self.sock.sendall(upgrade("/"))
-        assert self.read_head().startswith(b"HTTP/1.1 101 ")
-
-    def read_head(self) -> bytes:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            byte = self.sock.recv(1)
-            assert byte, head
-            head += byte
-        return head
-
-    def read_frame(self) -> tuple[int, bytes]:
-        """A short one."""
-        first, size = self.sock.recv(1)[0], self.sock.recv(1)[0]
-        return first & 15, self.sock.recv(size) if size else b""
-
-    def send(self, opcode: int, payload: bytes = b"") -> None:
-        self.sock.sendall(make_frame(opcode, payload))
-
-
-@asynccontextmanager
-async def peers(site: Site, begin: Callable[[Blocking], None] = Blocking.open) -> AsyncGenerator[list[Blocking]]:
-    """Peers that have begun; in the end the server is dropped, because nobody speaks to it any more."""
-    everybody = [Blocking(site) for _ in range(PEERS)]
-    try:
-        for peer in everybody:
-            await WAIT(begin, peer)
-        yield everybody
-    finally:
-        for peer in everybody:
-            peer.sock.close()
-        site.server.abort()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what no event tells, although the clock stands still."""
-    while not condition():
-        await WAIT(time.sleep, 0.0005)
-
-
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked(0.01)
-
-
 @pytest.mark.usefixtures("epoll")
 async def test_a_pong_that_was_there_in_time(mock_clock: MockClock, kind: Kind) -> None:
     """Peers whose pongs came while the process stood still are alive; one that said nothing is not."""
     app = App()
     recorder = Recorder(app)
-    async with serving(app, kind) as site, peers(site) as (silent, *others):
+    async with serving(app, kind) as site, peers(site, count=PEERS) as (silent, *others):
         await recorder.wait("open", PEERS)
         await settle()
         mock_clock.jump(20.001)
@@ -142,7 +76,7 @@ async def test_a_close_that_was_there_in_time(mock_clock: MockClock, kind: Kind,
     """A peer whose Close came while the process stood still, however shortly, has closed in time."""
     app = App()
     recorder = Recorder(app, hooks={"open": lambda conn: conn.close(4000)})
-    async with serving(app, kind) as site, peers(site) as everybody:
+    async with serving(app, kind) as site, peers(site, count=PEERS) as everybody:
         for peer in everybody:
             assert await WAIT(peer.read_frame) == (CLOSE, struct.pack("!H", 4000))
         await settle()
@@ -158,7 +92,7 @@ async def test_a_close_behind_much_else(mock_clock: MockClock, size: int) -> Non
     """A Close that waits behind more than is read in one turn has come in time as well."""
     app = App()
     recorder = Recorder(app, hooks={"open": lambda conn: conn.close(4000)})
-    async with serving(app, "tcp") as site, peers(site) as everybody:
+    async with serving(app, "tcp") as site, peers(site, count=PEERS) as everybody:
         for peer in everybody:
             await WAIT(peer.read_frame)
         await settle()
@@ -174,7 +108,7 @@ async def test_a_peer_that_never_stops_is_judged(mock_clock: MockClock) -> None:
     """Whoever sends without an end, as fast as it is read, does not keep the others from being judged."""
     app = App()
     recorder = Recorder(app, hooks={"open": lambda conn: conn.close(4000)})
-    async with serving(app, "tcp") as site, peers(site) as everybody:
+    async with serving(app, "tcp") as site, peers(site, count=PEERS) as everybody:
         for peer in everybody:
             await WAIT(peer.read_frame)
         await settle()
@@ -197,7 +131,7 @@ async def test_a_request_that_was_there_in_time(mock_clock: MockClock, kind: Kin
     """A request that came while the process stood still is answered with 101, not with 408."""
     app = App()
     Recorder(app)
-    async with serving(app, kind) as site, peers(site, Blocking.shake_hands) as everybody:
+    async with serving(app, kind) as site, peers(site, Blocking.shake_hands, count=PEERS) as everybody:
         await until(lambda: len(site.server._engine.transports) == PEERS)
         await settle()
         for peer in everybody:
@@ -256,7 +190,7 @@ async def test_a_decision_that_was_possible_in_time(mock_clock: MockClock) -> No
         peer.sock.sendall(upgrade("/"))
 
     with Closing(doors):
-        async with serving(app, "tcp") as site, peers(site, begin) as everybody:
+        async with serving(app, "tcp") as site, peers(site, begin, count=PEERS) as everybody:
             await until(lambda: len(recorder.requests) == PEERS)
             await settle()
             for _, far in doors:
@@ -285,7 +219,7 @@ async def test_a_cancelled_connection(mock_clock: MockClock) -> None:
     """A peer that has answered the 1001 of a cancelled connection in time has closed cleanly."""
     app = App()
     recorder = Recorder(app)
-    async with serving(app, "tcp") as site, peers(site) as everybody:
+    async with serving(app, "tcp") as site, peers(site, count=PEERS) as everybody:
         await recorder.wait("open", PEERS)
         for conn in app.connections:
             conn.cancel_scope.cancel()
@@ -303,7 +237,7 @@ async def test_the_grace_of_a_shutdown(mock_clock: MockClock) -> None:
     """Peers that have answered the Close of a shutdown in time have closed cleanly, and no handler is cancelled."""
     app = App(close_timeout=100)
     recorder = Recorder(app)
-    async with serving(app, "tcp") as site, peers(site) as everybody, trio.open_nursery() as nursery:
+    async with serving(app, "tcp") as site, peers(site, count=PEERS) as everybody, trio.open_nursery() as nursery:
         await recorder.wait("open", PEERS)
         nursery.start_soon(site.server.aclose)
         for peer in everybody:

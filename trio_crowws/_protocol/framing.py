@@ -148,6 +148,11 @@ class FrameReader:
         self._position = 0
         self._work = 0  # of the referee, in this call of `receive`
 
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come of a frame whose beginning has come; 0 between two frames."""
+        return 0 if self._owner is None else self._owner.missing
+
     def credit_ping(self) -> None:
         """Note that this side sent a ping, so that its pong does not count against `control_rate`."""
         if self._rate is not None:
@@ -419,6 +424,7 @@ class _Referee:
     """A wsproto connection that is given one frame at a time.
 
     Attributes:
+      missing: bytes of a payload that are still to come, once wsproto has got the header.
       busy: wsproto is within a frame or within a message, so the next bytes are for it.
       finished: it gave a `CloseReceived` or a `Fault`.
     """
@@ -434,19 +440,19 @@ class _Referee:
         self._open = False  # a fragmented message is
         self._chunks = Chunks()  # of that message
         self._handed = 0  # bytes of a header that wsproto has got, while others are missing
-        self._left = 0  # bytes of a payload that are missing, once wsproto has got the header
+        self.missing = 0
         self.finished = False
 
     @property
     def busy(self) -> bool:
-        return self._open or self._left > 0 or self._handed > 0
+        return self._open or self.missing > 0 or self._handed > 0
 
     def take(self, data: bytes, position: int, events: list[Event]) -> int:
         """Hand over what has come of one frame; return the position behind it, or the same one within a header."""
         end = len(data)
-        if self._left:
-            stop = min(position + self._left, end)
-            self._left -= stop - position
+        if self.missing:
+            stop = min(position + self.missing, end)
+            self.missing -= stop - position
             self._judge(data[position:stop], events)
             return stop
         start, length = scan(data, position)
@@ -464,7 +470,7 @@ class _Referee:
             if len(payload) < length:
                 return position  # wsproto would wait for all of it, too
             payload = self._disguise(payload, _ZERO_KEY if self._client else head[-4:])
-        self._left = length - len(payload)
+        self.missing = length - len(payload)
         handed, self._handed = self._handed, 0
         self._judge(head[handed:] + payload, events)
         return stop

@@ -35,6 +35,7 @@ from .._protocol.framing import FrameReader
 from .._protocol.masking import mask_frame
 from .._request import Request
 from .._transport.base import Transport
+from .._transport.progress import MOST_WINDOWS, Progress, Rest, Watched
 from .._transport.timers import Timer, Timers
 from .._types import Address
 from ..errors import (
@@ -119,6 +120,7 @@ class Ending:
         "_options",
         "_paused_mark",
         "_phase",
+        "_ping_on_its_way",
         "_ping_sent_at",
         "_pings",
         "_progress_at",
@@ -133,6 +135,7 @@ class Ending:
         "_timer",
         "_timers",
         "_transport",
+        "_watched",
         "id",
         "request",
     )
@@ -172,6 +175,8 @@ class Ending:
         self._pings: dict[bytes, PingSent] | None = None
         self._latency: float | None = None
         self._progress_at = now
+        self._ping_on_its_way: Progress | None = None
+        self._watched: tuple[tuple[Watched, Progress], ...] = ()
         self._stall_deadline = math.inf
         if options.ping_interval is not None:
             self._timer.arm(now + options.ping_interval)
@@ -260,8 +265,11 @@ class Ending:
 
     def _begin_closing(self) -> None:
         if self._close_deadline == math.inf:
-            self._close_deadline = self._timers.tick() + self._options.close_timeout
+            now, timeout = self._timers.tick(), self._options.close_timeout
+            self._close_deadline = now + timeout
             self._timer.arm(self._close_deadline)
+            # The peer cannot answer a Close that has not reached it, nor in the middle of a frame of its own.
+            self._watch(timeout, now + MOST_WINDOWS * timeout, self._transport, Rest(self._reader))
         self._wake_all()
         if self._phase is Phase.ENDING:
             self._transport.push()
@@ -386,6 +394,16 @@ class Ending:
         if timeout is not None and self._stall_deadline == math.inf:
             self._stall_deadline = self._progress_at + timeout
             self._timer.arm(self._stall_deadline)
+            if self._phase is Phase.OPEN and self._transport.in_kernel is not None:
+                self._watched = ((self._transport, Progress(self._transport, timeout, endless=True)),)
+
+    def _watch(self, window: float, limit: float, *ways: Watched) -> None:
+        self._watched = tuple((way, Progress(way, window, limit)) for way in ways)
+
+    def _look(self, now: float) -> float | None:
+        """When to look again at a peer that moves; `None` if it does not."""
+        following = [progress.look(way, now) for way, progress in self._watched]
+        return max((moment for moment in following if moment is not None), default=None)
 
     # What the clock brings
 
@@ -401,8 +419,11 @@ class Ending:
                 self._answer_due = min(now + ANSWER_STEP, self._answer_limit)
             return self._answer_due
         if self._phase is not Phase.CLOSED and now >= self._close_deadline:
-            self._give_up_closing()
-            return None
+            following = self._look(now)
+            if following is None:
+                self._give_up_closing()
+                return None
+            self._close_deadline = following
         return self._close_deadline
 
     def _finish(self, code: int) -> None:
@@ -426,18 +447,23 @@ class Ending:
         return None if self._phase is not Phase.OPEN or following == math.inf else following
 
     def _watch_stall(self, now: float) -> float:
-        """When to look again at a peer that does not read. It is given up when it took nothing for `send_timeout`."""
+        """When to look again at a peer that does not read. It is given up when it took too little in `send_timeout`."""
         timeout = self._options.send_timeout
         if timeout is None or self._stall_deadline == math.inf:
             return math.inf
         if not self._transport.blocked:
             self._stall_deadline = math.inf
             return math.inf
-        self._stall_deadline = self._progress_at + timeout
-        if now >= self._stall_deadline:
-            self._record(SlowConsumer(f"the peer took nothing for {timeout} s"), "local")
+        if now < self._stall_deadline:
+            return self._stall_deadline
+        # The kernel wants more only when a good part of what it has was acknowledged; until then it is asked.
+        following = max(self._look(now) or 0, self._progress_at + timeout)
+        if following <= now:
+            self._record(SlowConsumer(f"the peer took nothing for {timeout} s, or next to nothing"), "local")
             self._apply(Event.LOST)
-        return self._stall_deadline
+            return math.inf
+        self._stall_deadline = following
+        return following
 
     def _watch_heartbeat(self, now: float) -> float:
         """Ping a silent peer, give up a dead one, and say when to look again.
@@ -464,6 +490,11 @@ class Ending:
                 self._resumed_at = now
                 return now + min(interval, timeout)
             due = max(self._ping_sent_at, self._resumed_at) + timeout
+            if now >= due and self._ping_on_its_way is not None:
+                following = self._ping_on_its_way.look(self._transport, now)
+                if following is not None:
+                    self._resumed_at = now
+                    due = following
             if now >= due:
                 self._record(HeartbeatTimeout(f"no sign of life for {timeout} s after a ping"), "local")
                 self._apply(Event.LOST)
@@ -474,6 +505,9 @@ class Ending:
             return due
         self._ping_sent_at = now
         self._send_ping(now)
+        if timeout is not None:
+            progress = Progress(self._transport, timeout)
+            self._ping_on_its_way = progress if progress.pending else None
         return now + (interval if timeout is None else min(interval, timeout))
 
     def _send_ping(self, now: float) -> PingSent:

@@ -38,6 +38,7 @@ import trio
 from .._foreign import place
 from .._log import log
 from .._types import Address
+from .progress import MOST_WINDOWS, Progress
 from .timers import Timer, Timers
 
 __all__ = ["PASS_TIME", "Address", "Receiver", "Transport", "TurnQueue", "count_small"]
@@ -110,6 +111,7 @@ class Transport(ABC):
         "_on_release",
         "_out",
         "_patient",
+        "_progress",
         "_shut",
         "_timer",
         "_timers",
@@ -149,6 +151,7 @@ class Transport(ABC):
         self._closing: bool | None = None
         self._on_release: Callable[[], None] | None = None
         self._patient = False
+        self._progress: Progress | None = None
         self._turns = turns
         self._timers = timers
         self._timer: Timer | None = None
@@ -233,6 +236,21 @@ class Transport(ABC):
         """
 
     @property
+    def in_kernel(self) -> int | None:
+        """Bytes that the kernel has taken and the peer's has not acknowledged; `None` where that is not known."""
+        return None
+
+    @property
+    def written(self) -> int:
+        """Bytes that were collected so far, whatever has become of them."""
+        return self.bytes_sent + self.buffered
+
+    @property
+    def acknowledged(self) -> int:
+        """Bytes that the peer's kernel has, or where that is not known, those that this one has taken."""
+        return self.bytes_sent - (self.in_kernel or 0)
+
+    @property
     def behind(self) -> bool:
         """Whether there is something to read that waits for a turn."""
         return self.more and not self.paused and not self.closed
@@ -254,7 +272,8 @@ class Transport(ABC):
         """Send what was collected, then close. The receiver hears nothing more, and `write` does nothing.
 
         Args:
-          deadline: absolute time by which everything is released, however slow the peer is.
+          deadline: absolute time by which everything is released, unless the peer is taking what was collected; then
+            as much time again, and so on. A steady peer has `MOST_WINDOWS` times as long.
           linger: end the sending direction only, then read and drop what comes until the peer closes too. Closing
             with unread bytes in the kernel makes it send a reset, which can destroy the last frames on their way.
           patient: leave it to the peer to end the stream first, and do not even end the sending direction before.
@@ -270,6 +289,9 @@ class Transport(ABC):
             if self.broken is not None:
                 self.abort()
                 return
+            now = self._timers.tick()
+            window = max(0.0, deadline - now)
+            self._progress = Progress(self, window, now + MOST_WINDOWS * window)
             self._timer = Timer(self._timers, self._linger_ended, self)
             self._timer.arm(deadline)
             if self._out:
@@ -280,10 +302,13 @@ class Transport(ABC):
             self.report(error)
 
     def end_linger(self) -> None:
-        """Do not wait any longer for the peer of a transport that is being closed."""
-        if self._out:
+        """Do not wait any longer for the peer of a transport that is being closed: the kernel delivers what it has.
+
+        One that is not being closed, or holds more than that, is aborted.
+        """
+        if self._closing is None or self._out:
             self.abort()
-        else:
+        elif not self.closed:
             self._release()
 
     def when_released(self, callback: Callable[[], None]) -> None:
@@ -323,10 +348,11 @@ class Transport(ABC):
             callback()
 
     def _linger_ended(self, now: float) -> float | None:
-        if self._out:
-            self.abort()
-        else:
-            self._release()
+        assert self._progress is not None
+        following = self._progress.look(self, now)
+        if following is not None:
+            return following
+        self.end_linger()
         return None
 
     def _feed(self, data: bytes) -> bool:

@@ -146,7 +146,7 @@ class Engine:
                 return error
 
     async def wait_released(self, transport: Transport, deadline: float) -> None:
-        """Wait until a transport of this engine has let go of its socket or stream; abort it at `deadline`.
+        """Wait until a transport of this engine has let go of its socket or stream; part with it at `deadline`.
 
         Shielded, because what was begun to be closed has to be closed; the deadline bounds it.
         """
@@ -224,9 +224,9 @@ class Engine:
 
 
 def _end(transport: Transport) -> None:
-    """Abort `transport`; what it raises must not keep the others from being ended."""
+    """Part with `transport`; what it raises must not keep the others from being ended."""
     try:
-        transport.abort()
+        transport.end_linger()
     except Exception as error:
         transport.report(error)
 

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["limit_unsent"]
+__all__ = ["limit_unsent", "unacknowledged"]
 
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 """The option of TCP sockets, which not every version of Python knows by name."""
@@ -27,3 +27,25 @@ def limit_unsent(sock: SocketLike, size: int | None) -> None:
     if _NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         with suppress(OSError):  # reset meanwhile
             sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size or 0)
+
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+    def unacknowledged(sock: SocketLike) -> int | None:
+        """Bytes that the kernel has taken and the peer's has not acknowledged; `None` where it does not tell.
+
+        Over a Unix socket it is the memory of what the peer has not read.
+        """
+        try:
+            answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):  # ValueError: it has been closed
+            return None
+        return int.from_bytes(answer, sys.byteorder)
+
+else:  # pragma: no cover -- coverage is measured on Linux
+
+    def unacknowledged(sock: SocketLike) -> int | None:
+        """Not known here."""
+        return None

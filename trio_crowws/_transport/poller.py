@@ -25,7 +25,7 @@ from time import perf_counter
 import trio
 
 from .base import JOIN_LIMIT, PASS_TIME, READ_SIZE, Address, Transport, TurnQueue, count_small
-from .kernel import limit_unsent
+from .kernel import limit_unsent, unacknowledged
 from .timers import Timers
 
 __all__ = ["Poller", "SocketTransport"]
@@ -144,6 +144,10 @@ class SocketTransport(Transport):
 
     def limit_unsent(self, size: int | None) -> None:
         limit_unsent(self._sock, size)
+
+    @property
+    def in_kernel(self) -> int | None:
+        return unacknowledged(self._sock)
 
     def on_writable(self) -> None:
         """There is room in the kernel again."""

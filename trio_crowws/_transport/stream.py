@@ -17,7 +17,7 @@ from .._foreign import class_name, is_a, select
 from .._log import log
 from .addresses import plain_address
 from .base import READ_SIZE, Address, Transport, TurnQueue, count_small
-from .kernel import limit_unsent
+from .kernel import limit_unsent, unacknowledged
 from .timers import FairScope, Timers
 
 __all__ = ["StreamTransport", "addresses_of", "as_tls", "close_stream"]
@@ -25,6 +25,12 @@ __all__ = ["StreamTransport", "addresses_of", "as_tls", "close_stream"]
 T = TypeVar("T")
 
 _PIECE = 64 * 1024
+
+_SLOW_PIECE = 4 * 1024
+"""What is sent to a peer at once that took longer than `_SLOW` for the last piece."""
+
+_SLOW = 0.1
+"""Seconds."""
 
 
 class StreamTransport(Transport):
@@ -179,10 +185,14 @@ class StreamTransport(Transport):
 
     async def _send_pieces(self, data: memoryview) -> None:
         """Send `data` piece by piece, so that progress shows while a slow peer takes a large message."""
-        for start in range(0, len(data), _PIECE):
-            piece = data[start : start + _PIECE]
+        start, size = 0, _PIECE
+        while start < len(data):
+            piece = data[start : start + size]
+            start += size
+            began = self._timers.tick()
             await self._stream.send_all(piece)
-            self._timers.tick()
+            # How much of a piece the kernel has taken does not show, so pieces that take long have to be small.
+            size = _SLOW_PIECE if self._timers.tick() - began > _SLOW and self._socket is not None else _PIECE
             self.bytes_sent += len(piece)
             self.buffered -= len(piece)
             self.blocked = start + _PIECE < len(data)
@@ -219,12 +229,20 @@ class StreamTransport(Transport):
             trio.lowlevel.reschedule(task)
 
     @property
+    def in_kernel(self) -> int | None:
+        return None if self._socket is None else unacknowledged(self._socket)
+
+    @property
+    def _socket(self) -> trio.socket.SocketType | None:
+        return socket_of(self._stream)
+
+    @property
     def shook_hands_at(self) -> float:
         # What comes in meanwhile does not show, so after a standstill there is more time in any case.
         return math.inf if self._shaking else -math.inf
 
     def limit_unsent(self, size: int | None) -> None:
-        if (socket := socket_of(self._stream)) is not None:
+        if (socket := self._socket) is not None:
             limit_unsent(socket, size)
 
     def resume(self) -> None:

@@ -131,6 +131,10 @@ class TLSTransport(Transport):
                 self.report(error)
 
     @property
+    def in_kernel(self) -> int | None:
+        return self._lower.in_kernel
+
+    @property
     def behind(self) -> bool:
         return bool(self.more or self._records) and not self.paused and not self.closed and self._resting is None
 
@@ -422,9 +426,10 @@ class TLSTransport(Transport):
             with suppress(ssl.SSLError):  # our close_notify is in the buffer then; the peer's is not waited for
                 self._tls.unwrap()
             self._send_records()
-        assert self._timer is not None
+        assert self._progress is not None
         patient = self._patient and not self._at_end  # whoever has said `close_notify` has ended the stream
-        self._lower.close(self._timer.deadline, linger=bool(self._closing), patient=patient)
+        deadline = self._timers.tick() + self._progress.window
+        self._lower.close(deadline, linger=bool(self._closing), patient=patient)
         self._forget()
 
     def end_linger(self) -> None:
