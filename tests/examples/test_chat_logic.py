@@ -216,8 +216,8 @@ def test_a_bad_name_is_refused(raw: str) -> None:
 # Letters, marks and formats that are drawn as nothing; those that a name may not hold at all are here, too.
 UNSEEN = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b\u180e\u180f\u200b\u200d\u2060\u2064\u3164\ufe00\ufe0f\ufeff\uffa0"
+    "\U00016fe4\U0001bc9d\U000e0001\U000e0041\U000e007f\U000e0100\U000e01ef"
 )
-UNSEEN += "\U00016fe4\U0001bc9d\U000e0001\U000e0041\U000e007f\U000e0100\U000e01ef"
 
 
 @pytest.mark.parametrize("unseen", UNSEEN, ids=ascii)
