@@ -362,6 +362,7 @@ async def test_a_peer_cannot_forge_a_line() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
+    handler.setLevel(logging.ERROR)
     LOGGER.addHandler(handler)
     app = App()
 

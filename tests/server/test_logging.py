@@ -380,13 +380,13 @@ async def test_a_subprotocol_may_be_a_secret(caplog: pytest.LogCaptureFixture, h
 
 async def test_a_client_does_not_log_what_it_offers(caplog: pytest.LogCaptureFixture) -> None:
     """What a client's program offers may be its token, so its own log says only that there is a subprotocol."""
-    caplog.set_level(logging.DEBUG, "trio_crowws")
     app = App(subprotocols="first")
     app.websocket("/").onopen(lambda conn: conn.close_nowait())
-    async with serving(app) as server:
-        url = f"ws://127.0.0.1:{server.port}/?token=SECRET"
-        async with connect_client(url, subprotocols=["SECRET"], headers={"Authorization": "SECRET"}) as conn:
-            await conn.wait_closed()
+    with caplog.at_level(logging.DEBUG, "trio_crowws"):
+        async with serving(app) as server:
+            url = f"ws://127.0.0.1:{server.port}/?token=SECRET"
+            async with connect_client(url, subprotocols=["SECRET"], headers={"Authorization": "SECRET"}) as conn:
+                await conn.wait_closed()
     assert "SECRET" not in caplog.text
     opened = [line for line in lines(caplog, logging.INFO) if line.startswith("[client")]
     assert [fields(line)["subprotocol"] for line in opened] == ["set", "set"]
@@ -395,17 +395,17 @@ async def test_a_client_does_not_log_what_it_offers(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize("end", ["fine", "rejected", "broken", "failing", "page", "nothing"])
 async def test_what_a_peer_sent_is_cut(caplog: pytest.LogCaptureFixture, end: str) -> None:
     """However long a path is, and whatever its characters are escaped to, no line is longer than a few hundred."""
-    caplog.set_level(logging.DEBUG, "trio_crowws")
     app = App()
     app.websocket("/fine/{name}").onopen(lambda conn: conn.close_nowait(4000, "\u202e" * 41))
     app.websocket("/rejected/{name}").onaccept(lambda request: False).onopen(lambda conn: None)
     app.websocket("/broken/{name}").onaccept(lambda request: 1 / 0).onopen(lambda conn: None)
     app.websocket("/failing/{name}").onopen(lambda conn: 1 / 0)
     app.http("/page/{name}")(lambda request: 1 / 0)
-    async with serving(app) as server, open_raw(server) as client:
-        path = f"/{end}/" + "%F0%9F%98%80%ff" * 500
-        await client.send(plain(path) if end == "page" else upgrade(path))
-        await client.read_answer()
+    with caplog.at_level(logging.DEBUG, "trio_crowws"):
+        async with serving(app) as server, open_raw(server) as client:
+            path = f"/{end}/" + "%F0%9F%98%80%ff" * 500
+            await client.send(plain(path) if end == "page" else upgrade(path))
+            await client.read_answer()
     about = [record.getMessage() for record in caplog.records if end in record.getMessage()]
     assert about
     assert max(map(len, about)) < 700
