@@ -226,8 +226,8 @@ class _Talk:
         try:
             connecting = connect(options.url, **_connect_options(options))
             assert isinstance(connecting, Connecting)
-            connecting.callbacks.set("on_ping", self._on_ping)
-            connecting.callbacks.set("on_pong", self._on_pong)
+            connecting._callbacks.set("on_ping", self._on_ping)
+            connecting._callbacks.set("on_pong", self._on_pong)
             async with connecting as conn:
                 self._conn = conn
                 await self._put(self._show.opened(options.url, conn.subprotocol, trio.current_time() - began))

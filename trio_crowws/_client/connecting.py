@@ -87,16 +87,12 @@ class Plan(NamedTuple):
 
 @final
 class Connecting:
-    """What `connect` returns: `async with` makes the connection, and ends it.
-
-    Attributes:
-      callbacks: those of the connection; whoever wants to see its pings enters a function before it begins.
-    """
+    """What `connect` returns: `async with` makes the connection, and ends it."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self.callbacks = Callbacks()
-        self.callbacks.session = _BLOCK
+        self._callbacks = Callbacks()  # the command line, which shows pings, enters functions of its own
+        self._callbacks.session = _BLOCK
         self._used = False
         self._shared: SharedEngine | None = None
         self._tunnel: Tunnel | None = None
@@ -248,7 +244,7 @@ class Connecting:
             secure=transport.secure,
         )
         described._compact()
-        conn, self._nursery = _make_connection(described, options, transport, shared, reader, self.callbacks)
+        conn, self._nursery = _make_connection(described, options, transport, shared, reader, self._callbacks)
         conn.response = response
         conn.subprotocol = subprotocol
         if agreement is not None and options.compression is not None:
