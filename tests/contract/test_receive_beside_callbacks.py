@@ -177,15 +177,18 @@ async def test_a_session_that_is_over_may_still_be_asked() -> None:
     """What a session or a client's block has not received may be received behind its end, and then it has ended."""
     app = App()
     app.websocket("/").on_open(lambda conn: (conn.send_nowait("late"), conn.close_nowait(4000))[1])
+    conns: list[Connection] = []
     near, far = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(app.serve_stream, far)
         with pytest.raises(ConnectionClosed):  # noqa: PT012 -- the block has to be left by it
             async with connect_stream(near, "ws://x/") as conn:
+                conns.append(conn)
                 await conn.wait_closed()
                 await conn.send("too late")
-    assert await conn.receive() == "late"
+    [ended] = conns
+    assert await ended.receive() == "late"
     with pytest.raises(ConnectionClosed):
-        await conn.receive()
+        await ended.receive()
     with pytest.raises(RuntimeError, match="call another function"):
-        conn.set_handler(Handler())
+        ended.set_handler(Handler())

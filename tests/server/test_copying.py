@@ -168,4 +168,5 @@ async def test_an_error_comes_back_from_a_worker_process() -> None:
             async with trio_crowws.connect_stream(near, "ws://x/") as conn:
                 await conn.receive()
     again = pickle.loads(pickle.dumps(caught.value))
-    assert (str(again), again.info, again.connection_id) == (str(caught.value), caught.value.info, conn.id)
+    error = caught.value
+    assert (str(again), again.info, again.connection_id) == (str(error), error.info, error.connection_id)
