@@ -203,6 +203,19 @@ async def test_nothing_is_sent_behind_a_bad_record() -> None:
             await client.read_frame()
 
 
+async def test_a_bad_record_while_an_answer_leaves() -> None:
+    """A peer that reads slowly what it is answered, and whose TLS breaks meanwhile, is dropped."""
+    app = App()
+    app.http("/large")(lambda request: b"x" * 8_000_000)
+    async with serving(app, "tls") as site:
+        stream = await TLSByHand.connect(site.server.port)
+        async with stream:
+            await stream.send_all(plain("/large"))
+            await until(lambda: any(transport.blocked for transport in site.server._engine.transports))
+            await stream.send_records(broken(stream.seal(b"anything")))
+            await until(lambda: not site.server._engine.transports)
+
+
 async def test_what_comes_behind_close_notify() -> None:
     """Nothing is read behind `close_notify`, and the stream below may go on or break."""
     app = App()

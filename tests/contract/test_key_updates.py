@@ -156,3 +156,18 @@ async def test_a_rest_that_outlasts_its_connection(monkeypatch: pytest.MonkeyPat
 
 def make_records(peer: KeyUpdating, count: int = 4000) -> bytes:
     return b"".join(peer.update(asking=False) for _ in range(count))
+
+
+async def test_records_that_come_while_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that are read while earlier ones wait for their turn are worked on behind them, also during a rest."""
+    monkeypatch.setattr(transport_tls, "_BARREN", 16 * KIB)
+    monkeypatch.setattr(transport_tls, "_REST", 0.01)
+    app = App()
+    recorder = Recorder(app)
+    async with updating(recorder, app) as (peer, transport):
+        transport._on_data(make_records(peer, 1500))
+        assert transport._records
+        assert transport._resting is not None
+        transport._on_data(make_records(peer, 10) + peer.seal(make_frame(1, b"hello")))
+        await recorder.wait("message")
+    assert recorder.values("message") == ["hello"]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from OpenSSL import SSL
 
 from support.rawclient import Frame, RawClient
 from support.rawserver import RawPeer
 from support.renegotiating import Renegotiating, tls_1_2
 from support.servers import Recorder, noise, until
-from trio_crowws import App, Connection, ConnectionClosed, Server, SlowConsumer, connect
+from trio_crowws import App, Connection, ConnectionClosed, ConnectionLost, Server, SlowConsumer, connect
 from trio_crowws._transport.engine import Engine
 from trio_crowws._transport.tls import TLSTransport
 from trio_crowws.testing import make_frame
@@ -138,8 +141,9 @@ async def test_a_client_that_does_not_go_on() -> None:
     assert type(recorder.info.error) is SlowConsumer
 
 
-async def test_a_client_that_breaks_off_in_the_middle() -> None:
-    """A peer that goes away in the middle of its negotiation is lost, and so is what waited for it."""
+@pytest.mark.parametrize("how", ["no record", "the end", "no write"])
+async def test_a_client_that_breaks_off_in_the_middle(how: str) -> None:
+    """A peer that breaks off in the middle of its negotiation is lost, and so is what waited for it."""
     app = App()
     recorder = Recorder(app)
     async with serving(app) as server, await Renegotiating.connect(server.port) as peer:
@@ -148,9 +152,71 @@ async def test_a_client_that_breaks_off_in_the_middle() -> None:
         await begin(peer, recorder.conn)
         recorder.conn.send_nowait("hello")
         await in_the_middle(recorder.conn)
-        await peer.stream.send_all(b"this is no record")
+        if how == "the end":
+            await peer.stream.send_eof()
+        elif how == "no record":
+            await peer.stream.send_all(b"this is no record")
+        else:
+            transport = recorder.conn._transport
+            assert isinstance(transport, TLSTransport)
+            transport._tls = NoWrite(transport._tls)  # type: ignore[assignment]
+            with suppress(SSL.Error, trio.BrokenResourceError):  # it is cut off
+                await peer.receive_some()
         await recorder.wait("close")
     assert recorder.info.code == 1006
+    assert isinstance(recorder.info.error, ConnectionLost)
+
+
+class NoWrite:
+    """TLS that cannot encrypt any more."""
+
+    def __init__(self, tls: ssl.SSLObject) -> None:
+        self._tls = tls
+
+    def write(self, data: object) -> int:
+        raise ssl.SSLError(ssl.SSL_ERROR_SSL, "no more")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tls, name)
+
+
+async def test_no_write() -> None:
+    """Where nothing can be encrypted any more, the connection is lost."""
+    app = App()
+    recorder = Recorder(app)
+    async with serving(app) as server, await Renegotiating.connect(server.port) as peer:
+        await RawClient(peer).upgrade("/")
+        await recorder.wait("open")
+        transport = recorder.conn._transport
+        assert isinstance(transport, TLSTransport)
+        transport._tls = NoWrite(transport._tls)  # type: ignore[assignment]
+        recorder.conn.send_nowait("hello")
+        await peer.stream.send_eof()
+        await recorder.wait("close")
+    assert "no more" in str(recorder.info.error)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+async def test_a_page_that_is_asked_for_in_the_middle(flushed: bool) -> None:
+    """What is closed in the middle of a negotiation still gets out, and then the end."""
+    app = App()
+    recorder = Recorder(app)
+    async with serving(app) as server, await Renegotiating.connect(server.port) as peer:
+        client = RawClient(peer)
+        await client.upgrade("/")
+        await recorder.wait("open")
+        conn = recorder.conn
+        transport = conn._transport
+        await begin(peer, conn)
+        conn.send_nowait("last")
+        if flushed:
+            await in_the_middle(conn)
+        transport.close(trio.current_time() + 5, linger=True)
+        assert await client.read_frame() == Frame(1, b"last")
+        assert await client.read_to_end() == b""
+        await peer.stream.send_eof()
+        await until(lambda: transport.released)
+        conn.abort()
 
 
 # A server renegotiates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,11 +29,13 @@ from support.servers import (
 from trio_crowws import App, ConnectFailed, Connection, ConnectionClosed, connect, connect_stream
 from trio_crowws._protocol.compressing import Packer
 from trio_crowws._session.opening import Opening
-from trio_crowws._transport.base import Transport
+from trio_crowws._transport.base import Transport, TurnQueue
 from trio_crowws._transport.engine import Engine
-from trio_crowws._transport.poller import SocketTransport
+from trio_crowws._transport.poller import Poller, SocketTransport
 from trio_crowws._transport.stream import StreamTransport
+from trio_crowws._transport.timers import Timers
 from trio_crowws._transport.tls import TLSTransport
+from trio_crowws.testing import make_frame
 
 LARGE = noise(8_000_000)
 """More than the buffers of any kernel take."""
@@ -70,6 +73,21 @@ class Saboteur:
     def watch(self, *victims: object) -> None:
         """From now on it fails for these."""
         self._victims = [*victims]
+
+
+class Quiet:
+    """A receiver that counts its ends."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+
+    def _on_data(self, data: bytes) -> None: ...
+    def _on_eof(self) -> None: ...
+    def _on_broken(self, error: Exception) -> None: ...
+    def _on_stalled(self) -> None: ...
+    def _on_drained(self) -> None: ...
+    def _on_lost(self, error: Exception | None) -> None:
+        self.lost += 1
 
 
 ALWAYS = [
@@ -184,6 +202,45 @@ async def test_a_transport_that_cannot_be_aborted(kind: Kind, monkeypatch: pytes
     recorder.check()
     assert saboteur.failed == 1
     assert recorder.info.code == 1006
+
+
+async def test_a_defect_where_answers_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the answers of a round are written one after the other, one that cannot be written costs its own peer."""
+    app = App()
+    victims, others = Recorder(app, "/victim", style="sync"), Recorder(app, "/other", style="sync")
+    saboteur = Saboteur(SocketTransport, "flush", monkeypatch)
+    async with serving(app, "tcp") as site, site.connect("/victim") as victim, site.connect("/other") as other:
+        await victims.wait("open")
+        await others.wait("open")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        saboteur.choose(victims.conn)
+        for peer in (victim, other):
+            assert isinstance(peer.stream, trio.SocketStream)
+            os.write(peer.stream.socket.fileno(), make_frame(1, b"hello"))
+        assert await other.receive() == "hello"
+        await victims.wait("close")
+    assert saboteur.failed
+
+
+async def test_a_receiver_that_does_not_want_to_know(caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that raises when it is told of its end is told once more, and then it is let be."""
+
+    class Deaf(Quiet):
+        def _on_lost(self, error: Exception | None) -> None:
+            super()._on_lost(error)
+            raise Defect
+
+    timers, turns = Timers(), TurnQueue()
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        transport = SocketTransport(near, Poller(turns, timers), turns, timers, None, None)
+        transport.receiver = deaf = Deaf()
+        transport.start()
+        transport.break_down(None)
+    assert transport.released
+    assert deaf.lost == 2
+    assert [record.getMessage() for record in caplog.records] == ["cannot end the connection with None"] * 2
 
 
 METHODS: list[tuple[type, str, tuple[Kind, ...]]] = [
@@ -541,21 +598,6 @@ async def test_a_stream_that_cannot_be_let_in(listen: bool, monkeypatch: pytest.
         with pytest.raises(MemoryError):
             await app.serve_stream(far)
         assert await near.receive_some() == b""
-
-
-class Quiet:
-    """A receiver that counts its ends."""
-
-    def __init__(self) -> None:
-        self.lost = 0
-
-    def _on_data(self, data: bytes) -> None: ...
-    def _on_eof(self) -> None: ...
-    def _on_broken(self, error: Exception) -> None: ...
-    def _on_stalled(self) -> None: ...
-    def _on_drained(self) -> None: ...
-    def _on_lost(self, error: Exception | None) -> None:
-        self.lost += 1
 
 
 @pytest.mark.parametrize("how", ["aclose", "wait_released", "fail"])

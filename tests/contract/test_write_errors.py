@@ -37,7 +37,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def leave(sock: Any, data: bytes) -> None:
     """Send `data` and break off, in one step of the task: nobody can read in between."""
-    assert os.write(sock.fileno(), data) == len(data)
+    assert not data or os.write(sock.fileno(), data) == len(data)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
@@ -60,7 +60,7 @@ class Leaver:
 
     def leave(self, data: bytes) -> None:
         if isinstance(self._stream, TLSByHand):
-            leave(self._stream.stream.socket, self._stream.seal(data))
+            leave(self._stream.stream.socket, self._stream.seal(data) if data else b"")
         else:
             leave(self._stream.socket, data)
 
@@ -126,7 +126,8 @@ async def test_a_fault_among_the_last_words(kind: Kind) -> None:
         recorder.conn._transport.push()
         await recorder.wait("close")
     recorder.check()
-    assert (recorder.info.code, recorder.info.clean, recorder.info.received) == (1002, False, None)
+    assert recorder.info.received is None
+    assert not recorder.info.clean
     assert type(recorder.info.error) is ProtocolError
 
 
@@ -329,6 +330,32 @@ async def test_a_stream_that_takes_nothing_more() -> None:
     assert recorder.info.received == CLOSE
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_peer_that_has_said_goodbye_and_is_gone(kind: Kind) -> None:
+    """Where all that the peer had to say was read, a write that fails ends the connection at once."""
+    app = App()
+    release = trio.Event()
+
+    async def work(conn: Connection, message: object) -> None:
+        await release.wait()
+
+    recorder = Recorder(app, hooks={"message": work})
+    async with serving(app, kind) as site:
+        peer = await Leaver.connect(site)
+        await peer.client.upgrade("/")
+        await recorder.wait("open")
+        await peer.client.stream.send_all(LAST)
+        await until(lambda: not recorder.conn.is_open)
+        peer.leave(b"")
+        recorder.conn.send_nowait("who is there?")
+        recorder.conn._transport.push()
+        await recorder.conn.wait_closed()
+        release.set()
+        await recorder.wait("close")
+    assert recorder.info.received == CLOSE
+    assert recorder.info.error is None
+
+
 # A client
 
 
@@ -343,17 +370,18 @@ async def test_a_server_that_refuses_an_upload() -> None:
         peers.append(peer)
         await trio.sleep_forever()
 
-    async with raw_server(refuse) as server:
-        with pytest.raises(ConnectionClosed) as caught:  # noqa: PT012 -- it leaves the block of the connection
-            async with connect(server.url) as conn:
-                await until(lambda: bool(peers))
-                await trio.testing.wait_all_tasks_blocked(0.005)
-                [peer] = peers
-                assert isinstance(peer.stream, trio.SocketStream)
-                leave(peer.stream.socket, frames)
-                while True:
-                    await conn.send(b"u" * 100_000)
+    async with raw_server(refuse) as server, connect(server.url) as conn:
+        await until(lambda: bool(peers))
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        [peer] = peers
+        assert isinstance(peer.stream, trio.SocketStream)
+        leave(peer.stream.socket, frames)
+        with pytest.raises(ConnectionClosed) as caught:  # noqa: PT012 -- the kernel may have taken the first
+            while True:
+                await conn.send(b"u" * 100_000)
         assert await conn.receive() == "quota exceeded"
+        with pytest.raises(ConnectionClosed):
+            await conn.receive()
     assert caught.value.info.code == 1008
     assert conn.close_info is not None
     assert (conn.close_info.code, conn.close_info.reason) == (1008, "quota")

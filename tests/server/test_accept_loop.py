@@ -86,6 +86,26 @@ async def test_a_defect_in_letting_in(
     assert record.getMessage().startswith("internal error; a connection at 127.0.0.1:")
 
 
+async def test_an_interruption_in_letting_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no `Exception` ends the server, but by way of its own task: the connections are still told."""
+    app = App()
+    recorder = Recorder(app, style="sync")
+
+    def leave(self: Admission) -> Any:
+        raise SystemExit("enough")
+
+    with pytest.raises(SystemExit, match="enough"):  # noqa: PT012 -- it leaves the block of the server
+        async with serving(app) as server, open_raw(server) as client:
+            await client.upgrade("/")
+            monkeypatch.setattr(Admission, "new_opening", leave)
+            async with open_raw(server):
+                assert await client.read_frame() == Frame(8, b"\x03\xe9")
+                await client.send_frame(8, b"\x03\xe9")
+                await server.wait_closed()
+    assert recorder.info.code == 1001
+    assert recorder.info.clean
+
+
 async def test_it_complains_about_each_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A system that was well in between and is out of something again is news again."""
     async with serving(echo_app()) as server:

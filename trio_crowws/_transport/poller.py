@@ -450,10 +450,10 @@ class Poller:
                 if fd in self._listening:
                     self._listening[fd]()
                 continue
-            if self._late and mask & _READABLE:
-                transport.put_off(b"")
-                mask &= ~_READABLE
             try:
+                if self._late and mask & _READABLE:
+                    transport.put_off(b"")
+                    mask &= ~_READABLE
                 # Once a socket has had no room, it is also told about room for ever.
                 if mask == _IN or (mask == _IN_AND_OUT and not transport.blocked):
                     data = transport.read()

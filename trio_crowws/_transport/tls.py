@@ -196,9 +196,6 @@ class TLSTransport(Transport):
                 found += len(piece)
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLZeroReturnError:
-            self._at_end = True
-            return False
         except ssl.SSLError as error:
             self._fault = error
             return False
@@ -255,11 +252,10 @@ class TLSTransport(Transport):
         """The peer does not speak TLS, or not a kind that both sides know. It gets the alert that says so."""
         self._fault = error
         self._send_records()
-        if not self.closed:
-            receiver = self._detach()
-            self._lower.close(self._timers.tick() + _ALERT_LINGER, linger=True)
-            self._forget()
-            receiver._on_lost(error)
+        receiver = self._detach()
+        self._lower.close(self._timers.tick() + _ALERT_LINGER, linger=True)
+        self._forget()
+        receiver._on_lost(error)
 
     def _shake_hands(self) -> bool:
         try:
@@ -277,7 +273,10 @@ class TLSTransport(Transport):
     def _on_eof(self) -> None:
         """The peer has ended its direction, with or without `close_notify`."""
         self._at_end = True
-        self._go_on()
+        if self._piece is not None:
+            self._write_failed(ssl.SSLError(ssl.SSL_ERROR_EOF, "the stream ended in the middle of a renegotiation"))
+        if not self.closed:
+            self._go_on()
 
     def _on_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
