@@ -193,7 +193,8 @@ class Admission:
             if isinstance(outcome, Reject):
                 opening.respond(outcome)
             else:
-                opening.respond(await produce(self._decider, opening, request, route))
+                response = await produce(self._decider, opening, request, route)
+                opening.respond(response, shared=not route.makes_anew)
         except Undecided as undecided:
             opening.refuse(undecided.error)
         except BaseException as error:

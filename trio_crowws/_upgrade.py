@@ -119,8 +119,8 @@ class Decider:
             outcome = _interpret(await self.ask(opening, request, accept), may_accept=True)
         return outcome
 
-    async def ask(self, opening: Opening, request: Request, callback: Callback) -> Any:
-        """Call one function of the application about `request`.
+    async def ask(self, opening: Opening, request: Request, callback: Callback, *, large: bool = False) -> Any:
+        """Call one function of the application about `request`; for a `large` answer, once there is memory for it.
 
         Raises:
           Undecided: it failed or took too long, or the server shuts down.
@@ -128,6 +128,8 @@ class Decider:
         with opening.fair_scope() as scope:
             self._asking[opening] = scope
             try:
+                if large:
+                    await self._site._handshakes.wait_to_answer()
                 return await call(callback, request)
             except Reject as reject:
                 return reject
@@ -180,12 +182,14 @@ async def produce(decider: Decider, opening: Opening, request: Request, route: H
     Raises:
       Undecided: it failed, took too long, or returned what cannot be sent.
     """
-    result = await decider.ask(opening, request, route.callback)
+    result = await decider.ask(opening, request, route.callback, large=route.makes_anew)
     content_type = route.content_type
     try:
         if type(result) is str and len(result) >= _LARGE_TEXT:
             result, content_type = route.encode(result), content_type or TEXT
-        return as_response(result, content_type)
+        response = as_response(result, content_type)
+        route.note_body(response.body)
+        return response
     except (TypeError, ValueError) as error:
         _log_failure(route.callback, request, error)
         raise Undecided(internal_error()) from error

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from support.servers import Kind, Recorder, Site, serving, until
-from trio_crowws import App, Connection
+from trio_crowws import App, Connection, Response
 from trio_crowws._session import handshakes
 from trio_crowws._session.handshakes import Handshakes
 from trio_crowws._transport.engine import Engine
@@ -189,6 +189,71 @@ async def test_answers_that_nobody_reads_make_room(kind: Kind) -> None:
             await serves(site)
         assert app.stats().refused == 1  # the others had been answered
         assert len(handshakes_of(site)) <= 2
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])
+async def test_pages_that_are_made_anew(secure: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that no two peers share are made while they take less than the bound; then the oldest makes room."""
+    size = 1 << 24
+    monkeypatch.setattr(handshakes, "MOST_BYTES", 3 * size)
+    app = App()
+    app.http("/page")(lambda request: bytes(size))
+    async with serving(app, "tls" if secure else "tcp") as site, AsyncExitStack() as stack:
+        most = 0
+        for _ in range(8):
+            stream = await site.open_stream()
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+            await stream.send_all(PAGE)
+            assert (await stream.receive_some(12)).startswith(b"HTTP/1.1 200")
+            most = max(most, handshakes_of(site).bytes)
+            assert len(handshakes_of(site)) <= 5
+        assert 2 * size < most <= 3 * size
+        assert app.stats().refused >= 4
+    assert handshakes_of(site).bytes == 0
+
+
+async def test_a_page_that_is_shared_is_no_memory() -> None:
+    """A page that is the same object each time does not count, and neither do small answers without a body."""
+    page = bytes(1 << 24)
+    app = App()
+    app.http("/page")(lambda request: page)
+    app.http("/nothing")(lambda request: Response(204))
+    async with serving(app, "tcp") as site, silent_peers(site, 3, PAGE):
+        assert handshakes_of(site).bytes == 0
+        for _ in range(3):
+            stream = await site.open_stream()
+            await stream.send_all(PAGE.replace(b"page", b"nothing"))
+            assert (await read_all(stream)).startswith(b"HTTP/1.1 204 ")
+            await trio.aclose_forcefully(stream)
+        assert handshakes_of(site).bytes == 0
+
+
+@pytest.mark.parametrize("ending", ["timeout", "shutdown"])
+async def test_who_waits_for_memory_is_not_forgotten(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that waits for memory is refused when `handshake_timeout` is over, and when the server shuts down."""
+    monkeypatch.setattr(handshakes, "MOST_BYTES", 1)
+    monkeypatch.setattr(handshakes, "PATIENCE", 1e6)
+    app = App(handshake_timeout=0.3 if ending == "timeout" else 1000)
+    asked: list[object] = []
+
+    @app.http("/page")
+    def page(request: object) -> bytes:
+        asked.append(request)
+        return bytes(1 << 24)
+
+    async with serving(app, "tcp") as site, AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        streams = [await site.open_stream() for _ in range(3)]
+        for stream in streams:
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+        for stream in streams[:2]:  # after the first one it is not known yet that the next one is another
+            await stream.send_all(PAGE)
+            assert (await stream.receive_some(12)).startswith(b"HTTP/1.1 200")
+        await streams[2].send_all(PAGE)
+        if ending == "shutdown":
+            await until(lambda: bool(handshakes_of(site)._turn.statistics().locked))
+            nursery.start_soon(site.server.aclose)
+        assert (await read_all(streams[2])).startswith(b"HTTP/1.1 503 ")
+        assert len(asked) == 2
 
 
 @pytest.mark.usefixtures("impatient")

@@ -14,6 +14,10 @@ Theory of operation
     waits in the kernel's queue for as long as the work of this process takes, and is not sent away.
 
     The same is done where the bound is the system's, because the process has no descriptor left.
+
+    A page that the application makes anew for each request is in memory once for each peer that has not taken it. Such
+    pages have a bound of their own, `MOST_BYTES`: beyond it, the answer that has been waited for longest is dropped
+    before another one is made.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ PATIENCE = 0.1
 """Seconds that a peer may be waited for, however many others there are: more than a round trip in most networks."""
 
 
+MOST_BYTES = 64 * 1024 * 1024
+"""Bytes of answers under way that no two peers share; beyond that no more are made."""
+
+
 class Handshake(Protocol):
     """One peer, as it is seen from here."""
 
@@ -45,6 +53,7 @@ class Handshakes:
     Attributes:
       limit: how many there may be.
       dropped: how many were dropped for the sake of others.
+      bytes: of the answers among them that no two peers share.
     """
 
     def __init__(self, limit: int) -> None:
@@ -52,6 +61,9 @@ class Handshakes:
         self.dropped = 0
         self._waiting: OrderedDict[Handshake, float] = OrderedDict()  # with the time since when, the longest first
         self._held: set[Handshake] = set()
+        self._sizes: OrderedDict[Handshake, int] = OrderedDict()  # of answers that nobody shares, in the same order
+        self.bytes = 0
+        self._turn = trio.Lock()
         self._changed = trio.lowlevel.ParkingLot()
         self._told = False
 
@@ -74,6 +86,7 @@ class Handshakes:
         """It is a connection now, or gone. May be called again."""
         self._waiting.pop(handshake, None)
         self._held.discard(handshake)
+        self.bytes -= self._sizes.pop(handshake, 0)
         self._wake()
         if self._told and 2 * len(self) < self.limit:
             self._told = False
@@ -101,10 +114,13 @@ class Handshakes:
         """Drop the one that has been waited for longest, if that is long enough; whether there was one."""
         if trio.current_time() < self._due():
             return False
-        oldest, _ = self._waiting.popitem(last=False)
-        self.dropped += 1
-        oldest.drop()
+        self._drop(next(iter(self._waiting)))
         return True
+
+    def _drop(self, handshake: Handshake) -> None:
+        self.discard(handshake)
+        self.dropped += 1
+        handshake.drop()
 
     def _due(self) -> float:
         """When somebody may be dropped."""
@@ -115,3 +131,25 @@ class Handshakes:
         while self.full and trio.current_time() < self._due():
             with trio.CancelScope(deadline=self._due()):
                 await self._changed.park()
+
+    def count_bytes(self, handshake: Handshake, size: int) -> None:
+        """An answer of this size, which no other peer shares, is under way to the one that is now waited for."""
+        self._sizes[handshake] = size
+        self.bytes += size
+
+    async def wait_to_answer(self) -> None:
+        """Wait, in the order of coming, until there is memory for one more answer that no two peers share.
+
+        Cancellation: stops the waiting only.
+        """
+        if self.bytes < MOST_BYTES:
+            return
+        async with self._turn:
+            while self.bytes >= MOST_BYTES:
+                oldest = next(iter(self._sizes))
+                due = self._waiting[oldest] + PATIENCE
+                if trio.current_time() >= due:
+                    self._drop(oldest)
+                else:
+                    with trio.CancelScope(deadline=due):
+                        await self._changed.park()

@@ -127,9 +127,12 @@ class Opening:
         address = place(self.transport.remote_address)
         log.info("refused %s for %s with %d: %s", address, path, error.status, quoted_text(error))
 
-    def respond(self, response: Response) -> None:
-        """Answer with `response` and close."""
-        self._send(self._render(response.status, response.headers, response.body))
+    def respond(self, response: Response, *, shared: bool = True) -> None:
+        """Answer with `response` and close; its memory counts unless the body is `shared` by all who ask for it."""
+        answer = self._render(response.status, response.headers, response.body)
+        self._send(answer)
+        if not shared and not self.transport.closed and len(answer) > 1:
+            self._handshakes.count_bytes(self, len(response.body))
 
     def _as_answer(self, error: HandshakeError) -> list[bytes]:
         headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
