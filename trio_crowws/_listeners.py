@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ import trio
 
 from ._log import log
 from ._transport.addresses import check_unix_path, plain_address, show_unix_path, unix_socket_is_alive
+from ._transport.base import PASS_TIME
 from .errors import CrowWSError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ __all__ = ["ListeningSocket", "format_address", "is_exhausted", "open_tcp", "ope
 _WILDCARDS = {"0.0.0.0": ("127.0.0.1", " (and all IPv4 addresses)"), "::": ("::1", " (and all IPv6 addresses)")}
 
 ACCEPTS_PER_TURN = 64
+_ACCEPT_TIME = 0.5 * PASS_TIME
+"""Seconds for those who wait, before the connections that are there have their turn: most of them are read at once."""
 _FULL = OSError("max_handshakes is reached")
 
 Take = Callable[[socket.socket, "Address", "Address"], None]
@@ -99,9 +103,11 @@ class ListeningSocket:
 
     def _accept_some(self, handshakes: Handshakes, take: Take) -> OSError | None:
         """Accept those who wait; return what makes it pointless to go on right now."""
+        until = perf_counter() + _ACCEPT_TIME
         for number in range(ACCEPTS_PER_TURN):
-            if number and handshakes.full:
-                break  # nobody is dropped before it is known that somebody is there, as it is in the first round
+            # Nobody is dropped before it is known that somebody is there, as it is in the first round.
+            if number and (handshakes.full or perf_counter() > until):
+                break
             if not handshakes.make_room():
                 return _FULL
             error = self._accept_one(handshakes, take)

@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from trio.testing import MockClock
 
 from support.rawclient import Frame, RawClient, echo_app, open_raw, reset, serving, until, upgrade
 from support.servers import Kind, Recorder, Style
@@ -573,3 +574,27 @@ async def test_the_pumps_of_streams_share_the_time_of_a_pass(monkeypatch: pytest
             now += PASS_TIME
             assert not turns.has_time()
         nursery.cancel_scope.cancel()
+
+
+async def test_many_timers_that_are_due_at_once(autojump_clock: MockClock) -> None:
+    """They fire in their order, and the rest of the program has its turns between them."""
+    timers, owner = Timers(), Owner()
+    fired: list[tuple[int, int]] = []
+    turns = 0
+
+    def fire(number: int) -> None:
+        time.sleep(1.5 * PASS_TIME)
+        fired.append((number, turns))
+
+    for number in range(8):
+        Timer(timers, lambda now, number=number: fire(number), owner).arm(timers.now + 10)  # type: ignore[misc]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        await trio.sleep(10)
+        while len(fired) < 8:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        nursery.cancel_scope.cancel()
+    assert [number for number, _ in fired] == [*range(8)]
+    assert len({turn for _, turn in fired}) >= 6
+    assert timers.stood_still == 0

@@ -21,8 +21,9 @@ that publish to it, never see an exception of it: who calls a transport or a rec
 `MemoryError` is one) and hands it to `Transport.report`, which logs it, gives the transport up and cannot raise itself.
 
 What peers send costs as much as they like, so what is done for them in one scheduler pass is bounded by time, not by
-how many they are: the poller, the `TurnQueue` and the pumps of streams each stop after `PASS_TIME` and go on in the
-next pass. What one transport does in one go is bounded by its receiver, which sets `more` where there is too much.
+how many they are: the poller, the `TurnQueue`, the timers and the pumps of streams each stop after `PASS_TIME` and go
+on in the next pass. What one transport does in one go is bounded by its receiver, which sets `more` where there is too
+much.
 """
 
 from __future__ import annotations
@@ -39,16 +40,12 @@ from .._foreign import place
 from .._log import log
 from .._types import Address
 from .progress import MOST_WINDOWS, Progress
-from .timers import Timer, Timers
+from .timers import PASS_TIME, Timer, Timers
 
 __all__ = ["PASS_TIME", "Address", "Receiver", "Transport", "TurnQueue", "count_small"]
 
 READ_SIZE = 64 * 1024
 """Bytes of one read. A larger buffer makes the allocator map and unmap memory on every call."""
-
-PASS_TIME = 0.002
-"""Seconds of work for peers within one scheduler pass, for each of those who do it. Going round costs about a hundredth
-of it; all other tasks of the program wait for that long a few times over."""
 
 JOIN_LIMIT = 64 * 1024
 """Bytes. Pieces of this size and beyond are sent alone: joining them to their neighbours would only copy them, and a

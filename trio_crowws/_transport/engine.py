@@ -174,7 +174,7 @@ class Engine:
         behind: list[Transport] = []
         if self._poller is not None:
             polls = self._poller.rounds if all_of_it else EXTRA_POLLS
-            while not self._poller.catch_up(min(polls, EXTRA_POLLS)) and (polls := polls - EXTRA_POLLS) > 0:
+            while (polls := self._poller.catch_up(polls)) > 0:
                 await trio.lowlevel.checkpoint()
             behind = self.turns.behind if all_of_it else []
         pumped = self.turns.pumped

@@ -397,11 +397,15 @@ class Poller:
         self._turns.crowded = most >= _CROWD
         return most
 
-    def catch_up(self, polls: int) -> bool:
-        """Read what has been waiting, in at most so many rounds; `False` if there was more than that."""
+    def catch_up(self, polls: int) -> int:
+        """Read what has been waiting, in at most so many rounds; return how many are left for the next pass."""
         self._until = perf_counter() + PASS_TIME
         self._late = False
-        return any(self._epoll.closed or not self._poll() for _ in range(polls))
+        while polls > 0 and perf_counter() <= self._until:
+            if self._epoll.closed or not self._poll():
+                return 0
+            polls -= 1
+        return polls
 
     @property
     def rounds(self) -> int:
@@ -449,6 +453,7 @@ class Poller:
             if transport is None:  # a listening socket, or one that was closed by an earlier event of this round
                 if fd in self._listening:
                     self._listening[fd]()
+                    self._late = perf_counter() > self._until
                 continue
             try:
                 if self._late and mask & _READABLE:
