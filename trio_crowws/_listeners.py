@@ -123,12 +123,14 @@ class ListeningSocket:
         try:
             sock, remote = self._sock.accept()
         except BlockingIOError as error:
-            return error
+            return error.with_traceback(None)  # whose frames would refer to it
         except OSError as error:
             if not is_exhausted(error):
                 return None  # this one peer went away before it was accepted
             # One descriptor less for a peer that drips is one more for somebody else.
-            return error if again or not handshakes.drop_oldest() else self._accept_one(handshakes, take, again=True)
+            if not again and handshakes.drop_oldest():
+                return self._accept_one(handshakes, take, again=True)
+            return error.with_traceback(None)
         try:
             if isinstance(self.address, str):
                 take(sock, self.address, self.address)
@@ -136,7 +138,7 @@ class ListeningSocket:
                 take(sock, self._local or sock.getsockname()[:2], remote[:2])
         except OSError as error:  # it costs this one peer, and not the loop
             sock.close()
-            return error
+            return error.with_traceback(None)
         except Exception as error:  # so does a defect
             sock.close()
             log.error("internal error; a connection at %s is dropped", self, exc_info=error)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from support.clients import client_of
 from support.servers import KINDS, Kind, Site, break_off, serving
-from trio_crowws import App, Connection, ConnectionClosed, Handler
+from trio_crowws import App, Connection, ConnectionClosed, Handler, Rejected
 from trio_crowws.testing import Peer
 
 
@@ -291,6 +292,34 @@ async def test_of_a_client_that_was_cancelled() -> None:
 
         await run()
         await seen.check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_left_to_the_collector(kind: Kind) -> None:
+    """No transport, handshake, answer or engine of a client either."""
+    async with echoing(kind) as site:
+
+        async def use() -> None:
+            async with client_of(site) as conn:
+                await talk(conn)
+            with contextlib.suppress(Rejected):
+                async with client_of(site, "/nothing"):
+                    pytest.fail("there is no connection")
+            for request in (b"GET /nothing HTTP/1.1\r\nHost: h\r\n\r\n", b"nonsense\r\n\r\n", b"GET / HT"):
+                stream = await site.open_stream()
+                await stream.send_all(request)
+                await trio.aclose_forcefully(stream)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+
+        await use()
+        gc.collect()
+        await use()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        gc.set_debug(0)
+        modules = [(thing, type(thing).__module__) for thing in gc.garbage]
+        gc.garbage.clear()
+        assert [x for x, name in modules if name.startswith("trio_crowws.") and "testing" not in name] == []
 
 
 def test_what_the_exception_still_says(caplog: Any) -> None:

@@ -335,6 +335,7 @@ class Transport(ABC):
     def _forget(self) -> None:
         """What every `_release` does first."""
         self.closed = self._shut = True
+        self.receiver = _NOBODY
         self._out.clear()
         self.buffered = 0
         if self._timer is not None:
@@ -405,7 +406,7 @@ class Transport(ABC):
         """
         if self.broken is not None or self.closed:
             return
-        self.broken = error
+        self.broken = _bare(error)
         self._shut = True
         self._out.clear()
         self.buffered = 0
@@ -444,6 +445,20 @@ class Transport(ABC):
         """Take the receiver away; what still comes up is dropped."""
         receiver, self.receiver = self.receiver, _NOBODY
         return receiver
+
+
+def _bare(error: Exception) -> Exception:
+    """An exception that is kept, without its frames, which would keep what it happened to, and all that was going on.
+
+    What was being handled when the system refused a call has nothing to do with it.
+    """
+    if type(error) is OSError or isinstance(error, ConnectionError):
+        error.__context__ = None
+    each: BaseException | None = error
+    while each is not None and each.__traceback__ is not None:
+        each.__traceback__ = None
+        each = each.__cause__
+    return error
 
 
 def count_small(pieces: Sequence[bytes | bytearray | memoryview]) -> int:

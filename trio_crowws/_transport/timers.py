@@ -89,7 +89,7 @@ class Timers:
     """The heap, the task that serves it, and the time as of the current scheduler pass.
 
     Attributes:
-      clock: `tick`, bound once for all who keep it.
+      clock: the time, as a function for those who keep it.
       now: the time when the current batch of events began; cheaper than asking for the time at every message.
       stood_still: for how many seconds the loop did not run when what is being judged was due; 0 if it did.
       reader: reads whatever has been waiting, and all of it if the loop has stood still; set by the engine.
@@ -120,7 +120,7 @@ class Timers:
         self.reader: Callable[[bool], Awaitable[None]] | None = None
         self._time = trio.lowlevel.current_clock().current_time  # `trio.current_time`, without a way through the runner
         self.now = self._time()
-        self.clock = self.tick
+        self.clock = self._time
 
     def tick(self) -> float:
         """Bring `now` up to date and return it."""
@@ -164,6 +164,8 @@ class Timers:
             self._ended = True
             for scope in self._scopes:  # nobody else is left who could end them
                 scope.leave_to_trio()
+            self._heap.clear()  # and nothing refers to itself
+            self.reader = None
 
     async def _judge(self, now: float) -> None:
         """Fire what is due at `now`, after everything has been read that came until then."""
