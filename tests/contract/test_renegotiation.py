@@ -145,7 +145,7 @@ async def test_a_client_that_does_not_go_on() -> None:
 async def test_a_client_that_breaks_off_in_the_middle(how: str) -> None:
     """A peer that breaks off in the middle of its negotiation is lost, and so is what waited for it."""
     app = App()
-    recorder = Recorder(app)
+    recorder = Recorder(app, close_timeout=0.1)
     async with serving(app) as server, await Renegotiating.connect(server.port) as peer:
         await RawClient(peer).upgrade("/")
         await recorder.wait("open")

@@ -315,16 +315,20 @@ class TLSTransport(Transport):
                 self._out.clear()  # without a handshake nothing can be said
                 self._flushed_for_close()
             return
-        # Piece by piece, and no further than the socket takes: what waits is not kept a second time as records, and the
-        # buffer between would never again be smaller than what once went through it.
-        while self._out and self._piece is None and not self._lower.blocked:
+        # Piece by piece, and no further than the socket or stream takes: what waits is not kept a second time as records,
+        # and the buffer between would never again be smaller than what once went through it.
+        lower = self._lower
+        while self._out and self._piece is None and not lower.blocked and lower.buffered < READ_SIZE:
             if not self._seal(self._take_piece()):
                 if self._piece is not None:
                     self.receiver._on_stalled()
                     self._steer()
                 return
-        if self._closing is not None and not self.closed and not self._out and self._piece is None:
-            self._flushed_for_close()
+        if self._closing is not None and not self.closed:
+            if self._out:
+                self._steer()  # nobody listens any more, but what the peer says may end it
+            else:
+                self._flushed_for_close()
 
     def _take_piece(self) -> bytes | bytearray | memoryview:
         """What goes into the next records: all small pieces together, or a part of a large one."""
