@@ -249,12 +249,14 @@ class Options:
     ping_interval: float | None = 20
     """A ping goes out when nothing was received for this long. `None`: no heartbeat."""
     ping_timeout: float | None = 20
-    """How long to wait for a sign of life after a ping. `None`: for ever."""
+    """How long to wait for a sign of life after a ping, longer while the ping is behind data that the peer is taking.
+    `None`: for ever."""
     handshake_timeout: float = 10
     """From the accepted socket to the 101: TLS, request and `on_accept` together. What a route sets here counts from
     the same moment, as soon as the request has been read and the route is known."""
     close_timeout: float = 5
-    """From the first Close frame to the end of the transport."""
+    """From the first Close frame to the end of the transport. It begins anew while the peer takes what was sent before
+    the Close, 60 times at most."""
     callback_timeout: float = 5
     """For `on_error` and `on_close` together, and for a handler that still runs after its connection has closed; in a
     shutdown such a handler has `shutdown_grace` instead."""
@@ -273,7 +275,8 @@ class Options:
     either. `None`: as much as the system thinks good, which may be megabytes. Of no effect on what the system takes
     over a Unix socket, or where it has no such limit."""
     send_timeout: float | None = 10
-    """The connection is aborted when a peer takes nothing of what is queued for this long. `None`: never."""
+    """The connection is aborted when a peer takes nothing of what is queued for this long, or less than 1 KiB for each
+    second and a hundredth of what waits. `None`: never."""
 
     # The whole application.
     max_connections: int | None = None

@@ -230,7 +230,7 @@ class Connection(Receiving):
           ValueError, TypeError: the code must not be sent, there is a reason without one, or the types are wrong;
             nothing has happened.
 
-        Cancellation: stops the waiting only. The closing handshake goes on and ends within `close_timeout`.
+        Cancellation: stops the waiting only. The closing handshake goes on and ends by `close_timeout`.
         """
         self.close_nowait(code, reason)
         return await self._wait_closed()

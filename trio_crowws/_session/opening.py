@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Opening"]
 
 LINGER = 5.0
-"""Seconds that a refused peer has to read the answer and to close."""
+"""Seconds that a peer has to read the answer and to close; they begin anew while it takes some of it."""
 
 _CROWDED_OUT = HandshakeError(503, "too many handshakes", [("Retry-After", "1")])
 

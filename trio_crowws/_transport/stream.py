@@ -195,7 +195,7 @@ class StreamTransport(Transport):
             size = _SLOW_PIECE if self._timers.tick() - began > _SLOW and self._socket is not None else _PIECE
             self.bytes_sent += len(piece)
             self.buffered -= len(piece)
-            self.blocked = start + _PIECE < len(data)
+            self.blocked = start < len(data)
             self.receiver._on_drained()
 
     def _stop_waiting(self, _: object) -> trio.lowlevel.Abort:
