@@ -56,7 +56,7 @@ class App(Site):
             process has any more is replaced. On Linux, a name that begins with NUL is abstract: no file, and shown
             with `@` in its place.
           ssl_context: serve TLS with it, as `ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)` makes it.
-          backlog: length of the kernel's accept queue; `None` for a good default.
+          backlog: length of the kernel's accept queue; `None` for as much as the system allows.
           task_status: Trio's; gets the `Server` when it accepts connections.
 
         Raises:

@@ -94,7 +94,7 @@ class ListeningSocket:
 
     async def accept_waiting(self, handshakes: Handshakes, take: Take) -> None:
         """Accept those who wait in the kernel's queue, until it is empty or the caller loses patience."""
-        for number in count():
+        for number in count():  # pragma: no branch - it returns
             await handshakes.wait_for_room()
             if self._sock.fileno() < 0 or not handshakes.make_room() or self._accept_one(handshakes, take) is not None:
                 return

@@ -18,7 +18,7 @@ __all__ = ["run_until_signal"]
 
 def run_until_signal(
     serve: Callable[..., Awaitable[None]],
-    on_listening: Callable[[Server], object] | None,
+    on_listening: Callable[[Server], object],
     signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
 ) -> None:
     """Run `serve`, which can be started in a nursery, in a Trio loop of its own; see `App.run`."""
@@ -30,8 +30,7 @@ def run_until_signal(
                 async with trio.open_nursery() as nursery:
                     server: Server = await nursery.start(serve)
                     nursery.start_soon(_obey, received, server, nursery.cancel_scope)
-                    if on_listening is not None:
-                        on_listening(server)
+                    on_listening(server)
                     await server.wait_closed()
                     nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:

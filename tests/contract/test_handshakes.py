@@ -17,6 +17,7 @@ from support.servers import Kind, Recorder, Site, serving, until
 from trio_crowws import App, Connection, Response
 from trio_crowws._session import handshakes
 from trio_crowws._session.handshakes import Handshakes
+from trio_crowws._session.opening import Opening
 from trio_crowws._transport.engine import Engine
 from trio_crowws.testing import Refused
 
@@ -176,6 +177,25 @@ async def test_peers_that_drip_make_room(kind: Kind) -> None:
             with trio.move_on_after(0.01) as scope:
                 await stream.receive_some()
             assert scope.cancelled_caught
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("said", [b"\x16", b"GET / HTTP/1.1\r\n"], ids=["drips", "no-tls"])
+@pytest.mark.parametrize("use_epoll", [True, False], ids=["epoll", "streams"])
+async def test_tls_handshakes_make_room(said: bytes, use_epoll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer whose TLS handshake does not get on, or was refused, counts and makes room like any other."""
+    monkeypatch.setattr("trio_crowws._server.Engine", partial(Engine, use_epoll=use_epoll))
+    app = App(max_handshakes=3)
+    Recorder(app)
+    async with serving(app, "tls") as site, AsyncExitStack() as stack:
+        for _ in range(6):
+            plain = await trio.open_tcp_stream("127.0.0.1", site.server.port)
+            await stack.enter_async_context(plain)
+            await plain.send_all(said)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert len(handshakes_of(site)) <= 3
+        await serves(site)
+        assert handshakes_of(site).dropped >= (4 if said == b"\x16" else 0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -403,3 +423,34 @@ async def test_a_connection_is_none_of_them(kind: Kind) -> None:
         await until(lambda: len(opened) == 3)
         assert app.stats().handshakes == 0
         assert app.stats().refused == 0
+
+
+async def test_a_transport_that_cannot_be_dropped(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport that fails when it has to make room costs itself alone: whoever comes gets in."""
+    monkeypatch.setattr(handshakes, "PATIENCE", -1)
+    app = App(max_handshakes=1)
+    Recorder(app)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    async with serving(app, kind) as site, silent_peers(site, 1, b"GET / HT"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Opening, "refuse", fail)
+            await serves(site)
+    assert app.stats().handshakes == 0
+
+
+async def test_a_stream_that_waits_for_room_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that was accepted and finds no room is closed when the server ends."""
+    monkeypatch.setattr(handshakes, "PATIENCE", 1e6)
+    app = App(max_handshakes=1)
+    Recorder(app)
+    async with serving(app) as site, silent_peers(site, 1, b"GET / HT"):
+        waiting = await site.open_stream()
+        await waiting.send_all(b"GET")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(handshakes_of(site)) == 1
+        site.scope.cancel()
+        await site.ended.wait()
+        assert await read_all(waiting) == b""

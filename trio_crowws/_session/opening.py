@@ -144,10 +144,13 @@ class Opening:
 
     def drop(self) -> None:
         """Let go of the peer, for the sake of those who come. One that has no answer yet gets what the kernel takes."""
-        if self.answered:
-            self.transport.end_linger()
-        else:
-            self.refuse(_CROWDED_OUT, linger=False)
+        try:
+            if self.answered:
+                self.transport.end_linger()
+            else:
+                self.refuse(_CROWDED_OUT, linger=False)
+        except Exception as error:  # of this one transport; whoever comes must not pay for it
+            self.transport.report(error)
 
     def _send(self, answer: list[bytes], *, linger: bool = True) -> None:
         self._finish()
