@@ -256,7 +256,7 @@ class Options:
     the same moment, as soon as the request has been read and the route is known."""
     close_timeout: float = 5
     """From the first Close frame to the end of the transport. It begins anew while the peer takes what was sent before
-    the Close, 60 times at most."""
+    the Close, 60 times at most. As long is read what a peer has sent before a write to it failed."""
     callback_timeout: float = 5
     """For `on_error` and `on_close` together, and for a handler that still runs after its connection has closed; in a
     shutdown such a handler has `shutdown_grace` instead."""

@@ -419,7 +419,8 @@ class Ending:
                 self._answer_due = min(now + ANSWER_STEP, self._answer_limit)
             return self._answer_due
         if self._phase is not Phase.CLOSED and now >= self._close_deadline:
-            following = self._look(now)
+            # A peer that takes nothing any more gets no more time for what it sends.
+            following = None if self._transport.broken is not None else self._look(now)
             if following is None:
                 self._give_up_closing()
                 return None
