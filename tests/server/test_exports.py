@@ -448,6 +448,12 @@ def test_only_the_protocol_layer_and_the_kit_know_h11_and_wsproto() -> None:
             assert path.parent.name in ("_protocol", "_testing"), path
 
 
+def test_there_is_one_way_to_the_log() -> None:
+    """No module but the guard of the log gets at the logger of the package."""
+    for path in PACKAGE.rglob("*.py"):
+        assert path.name == "_log.py" or 'getLogger("trio_crowws' not in path.read_text(), path
+
+
 def test_the_package_is_typed() -> None:
     """The marker that tells type checkers to look at the annotations is there."""
     assert (PACKAGE / "py.typed").exists()

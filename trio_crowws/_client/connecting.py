@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, final
 
 import trio
 
-from .._foreign import is_a, quoted
+from .._foreign import is_a, quoted, text_of
 from .._log import log
 from .._protocol.answer import AnswerReader, UpgradeRequest, check_accepted
 from .._protocol.compressing import Compressor, Packer
@@ -215,7 +215,7 @@ class Connecting:
             return transport
         except Exception as error:  # it was reset at once, the system cannot watch one more, or TLS refuses the name
             sock.close()
-            raise ConnectFailed(f"cannot use the connection to {target.authority}: {error}") from error
+            raise ConnectFailed(f"cannot use the connection to {target.authority}: {text_of(error)}") from error
 
     def _accept(self, target: Target, request: UpgradeRequest, response: ServerResponse) -> Connection:
         """The server has agreed: make the connection."""
