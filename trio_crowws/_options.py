@@ -272,8 +272,8 @@ class Options:
     unsent_limit: int | Literal["auto"] | None = "auto"
     """How many bytes the operating system takes that it cannot send yet (`TCP_NOTSENT_LOWAT`): no policy reaches what
     it has taken. `"auto"`: 128 KiB, and 16 KiB with `on_slow="latest"`, where no more than this is queued on this side
-    either. `None`: as much as the system thinks good, which may be megabytes. Of no effect on what the system takes
-    over a Unix socket, or where it has no such limit."""
+    either. `None`: as much as the system thinks good, which may be megabytes. Of no effect where the system has no such
+    limit; for a Unix socket it is the size of its buffer."""
     send_timeout: float | None = 10
     """The connection is aborted when a peer takes nothing of what is queued for this long, or less than 1 KiB for each
     second and a hundredth of what waits. `None`: never."""

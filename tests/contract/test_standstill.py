@@ -24,6 +24,7 @@ from support.rawclient import upgrade
 from support.rawserver import accept_head
 from support.servers import Kind, Recorder, serving, shared_tls
 from trio_crowws import App, Connection, connect
+from trio_crowws._client.dialing import dial
 from trio_crowws._transport.engine import Engine
 from trio_crowws._transport.timers import FairScope, Timers
 from trio_crowws.testing import make_frame
@@ -279,6 +280,41 @@ async def test_a_client_whose_answer_was_there_in_time(mock_clock: MockClock) ->
                 sock.sendall(answer)
             mock_clock.jump(11)
     assert len(opened) == PEERS
+
+
+async def test_a_client_that_was_still_on_its_way(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that could not even ask while it stood still gets the time back, and the server that time to answer."""
+    gate = trio.Event()
+    opened: list[Connection] = []
+
+    async def dial_slowly(*args: Any) -> socket.socket:
+        sock = await dial(*args)
+        await gate.wait()
+        return sock
+
+    monkeypatch.setattr("trio_crowws._client.connecting.dial", dial_slowly)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def client() -> None:
+            async with connect(f"ws://127.0.0.1:{listener.getsockname()[1]}/") as conn:
+                opened.append(conn)
+                conn.abort()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client)
+            sock, _ = await WAIT(listener.accept)
+            with sock:
+                await settle()
+                gate.set()
+                mock_clock.jump(11)
+                request = await WAIT(sock.recv, 65536)
+                await settle()
+                mock_clock.jump(0.5)
+                await settle()
+                key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+                sock.sendall(accept_head(key.decode()))
+                await settle()
+    assert len(opened) == 1
 
 
 # The scope

@@ -27,11 +27,15 @@ LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 UNLIMITED = 0  # by us; the system may have a limit of its own
 
 
+def lowest(conn: Connection) -> Any:
+    """The transport that has the socket."""
+    transport = conn._transport
+    return transport._lower if isinstance(transport, TLSTransport) else transport
+
+
 def told(conn: Connection) -> int:
     """What the kernel was told about the socket of `conn`."""
-    transport: Any = conn._transport
-    if isinstance(transport, TLSTransport):
-        transport = transport._lower
+    transport = lowest(conn)
     sock = transport._sock if isinstance(transport, SocketTransport) else socket_of(transport._stream)
     assert sock is not None
     value: int = sock.getsockopt(socket.IPPROTO_TCP, LOWAT)
@@ -60,7 +64,7 @@ async def test_the_kernel_is_told(
     recorder = Recorder(app, **options)
     async with serving(app, kind) as site, site.connect():
         await recorder.wait("open")
-        assert isinstance(recorder.conn._transport, StreamTransport) is not epoll
+        assert isinstance(lowest(recorder.conn), StreamTransport) is not epoll
         assert told(recorder.conn) == limit
 
 
@@ -77,12 +81,25 @@ async def test_a_clients_kernel_is_told(options: dict[str, Any], limit: int) -> 
             assert told(conn) == limit
 
 
-@pytest.mark.parametrize("kind", ["unix", "memory"])
-async def test_where_there_is_no_such_limit(kind: Kind) -> None:
+@pytest.mark.parametrize("options", [options for options, _ in OPTIONS])
+async def test_the_buffer_of_a_unix_socket(options: dict[str, Any]) -> None:
+    """Over a Unix socket the send buffer is made smaller where that helps, and never larger."""
+    app = App()
+    recorder = Recorder(app, **options)
+    with socket.socket(socket.AF_UNIX) as fresh:
+        usual = fresh.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    async with serving(app, "unix") as site, site.connect():
+        await recorder.wait("open")
+        size = lowest(recorder.conn)._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        limit = recorder.conn.options._unsent
+        assert size == (usual if limit is None or 2 * limit >= usual else max(4608, 2 * limit))
+
+
+async def test_where_there_is_no_such_limit() -> None:
     """Whatever carries the bytes, the option is allowed."""
     app = App()
     Recorder(app, unsent_limit=4 * KIB)
-    async with serving(app, kind) as site, site.connect() as peer:
+    async with serving(app, "memory") as site, site.connect() as peer:
         await peer.send("hello")
         assert await peer.receive() == "hello"
 
@@ -114,14 +131,16 @@ def waiting() -> dict[str, Callable[..., Any]]:
     return {"open": lambda conn: conn.wait_closed()}
 
 
-async def test_latest_means_latest() -> None:
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_latest_means_latest(kind: Kind) -> None:
     """A peer that begins to read sees few of the old values before the newest one."""
     app = App(on_slow="latest")
     recorder = Recorder(app, hooks=waiting())
-    async with serving_raw(app) as server:
-        sock = trio.socket.socket()
+    async with serving(app, kind) as site:
+        [address] = site.server.addresses
+        sock = trio.socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * KIB)
-        await sock.connect(("127.0.0.1", server.port))
+        await sock.connect(address)
         async with trio.SocketStream(sock) as stream:
             client = RawClient(stream)
             await client.upgrade("/")

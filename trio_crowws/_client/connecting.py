@@ -12,6 +12,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import math
 import re
 import ssl
 from collections.abc import Iterable
@@ -98,6 +99,7 @@ class Connecting:
         self._tunnel: Tunnel | None = None
         """What is being asked of the proxy, until it has agreed."""
         self._opening: Opening | None = None
+        self._asked_at = -math.inf
         self._nursery: Nursery | None = None
         self._conn: Connection | None = None
 
@@ -198,6 +200,7 @@ class Connecting:
             self._tunnel = None
             transport = self._add_socket(sock, opening, context, target)
         self._opening = opening
+        self._asked_at = engine.timers.tick()
         transport.write(reader.request)
         transport.push()
         return await opening.answer()
@@ -261,7 +264,7 @@ class Connecting:
 
     def _has_moved(self, now: float) -> bool:
         transport = None if self._opening is None else self._opening.transport
-        return transport is not None and transport.shook_hands_at >= now
+        return self._asked_at >= now or (transport is not None and transport.shook_hands_at >= now)
 
     # Giving up
 

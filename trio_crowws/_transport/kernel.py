@@ -13,20 +13,35 @@ _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.plat
 """The option of TCP sockets, which not every version of Python knows by name."""
 
 
+_AF_UNIX = getattr(socket, "AF_UNIX", None)
+
+
 class SocketLike(Protocol):
     """A socket of the standard library or of Trio."""
 
     @property
     def family(self) -> int: ...
     def fileno(self) -> int: ...
+    def getsockopt(self, level: int, optname: int, /) -> int: ...
     def setsockopt(self, level: int, optname: int, value: int, /) -> None: ...
 
 
 def limit_unsent(sock: SocketLike, size: int | None) -> None:
-    """See `Transport.limit_unsent`. A socket that Trio has made into a stream has a limit already, of 16 KiB."""
-    if _NOTSENT_LOWAT is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):  # reset meanwhile
-            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size or 0)
+    """See `Transport.limit_unsent`.
+
+    A TCP socket that Trio has made into a stream has a limit already, of 16 KiB. A Unix socket has none but the size of
+    its buffer, in which whatever the peer has not read counts; it is made smaller where that helps, and never larger.
+    """
+    with suppress(OSError):  # reset meanwhile
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            if _NOTSENT_LOWAT is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size or 0)
+        elif (
+            size is not None
+            and sock.family == _AF_UNIX
+            and 2 * size < sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        ):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # Linux doubles it, for what it needs itself
 
 
 if sys.platform == "linux":
