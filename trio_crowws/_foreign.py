@@ -167,6 +167,8 @@ def is_a(value: object, kind: type[T]) -> TypeGuard[T]:
 def is_awaitable(value: object) -> bool:
     """`inspect.isawaitable`, without asking the object."""
     kind = type(value)
+    if kind is bool:  # what `send_nowait` returns, and so many a callback of one line
+        return False
     if kind is GeneratorType:
         return bool(value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)  # type: ignore[attr-defined]
     return any("__await__" in _namespace(base) for base in _mro(kind))

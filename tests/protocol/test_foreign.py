@@ -278,7 +278,7 @@ def test_what_can_be_awaited() -> None:
     loop = asyncio.new_event_loop()
     assert is_awaitable(loop.create_future())
     loop.close()
-    assert not any(map(is_awaitable, (None, 1, generator(), Lying(), Mute(), coroutine, Awaitable)))
+    assert not any(map(is_awaitable, (None, 1, True, generator(), Lying(), Mute(), coroutine, Awaitable)))
 
 
 # Groups
