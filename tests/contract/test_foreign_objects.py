@@ -18,7 +18,7 @@ import pytest
 import trio
 import trio.testing
 
-from support.servers import STYLES, Kind, MemoryListener, Recorder, Site, Style, serving
+from support.servers import KINDS, STYLES, Kind, MemoryListener, Recorder, Site, Style, serving
 from trio_crowws import (
     Accept,
     App,
@@ -165,13 +165,20 @@ async def test_an_exception_in_the_other_styles(name: str, style: Style, some: C
     await check_exception(EXCEPTIONS[name](some), style)
 
 
-async def check_exception(error: Exception, style: Style) -> None:
+@pytest.mark.parametrize("style", ["session", "sync"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_exception_over_each_transport(kind: Kind, style: Style) -> None:
+    """The same, however the bytes come."""
+    await check_exception(EXCEPTIONS["argument"](endless), style, kind)
+
+
+async def check_exception(error: Exception, style: Style, kind: Kind = "memory") -> None:
     def message(conn: Connection, message: object) -> None:
         raise error
 
     app = App()
     recorder = Recorder(app, "/odd", style, hooks={"message": message})
-    async with surviving(app) as site, site.connect("/odd") as peer:
+    async with surviving(app, kind) as site, site.connect("/odd") as peer:
         await peer.send("x")
         with pytest.raises(PeerClosed):
             await peer.receive()
