@@ -35,7 +35,10 @@ def run_until_signal(
                     nursery.cancel_scope.cancel()
             except BaseExceptionGroup as group:
                 error = unwrap(group)
-                raise error from cause_of(error)
+                try:
+                    raise error from cause_of(error)
+                finally:
+                    del error  # it refers to this frame, and so to itself
 
     trio.run(main)
 

@@ -279,7 +279,10 @@ class Server:
                     await self._engine.aclose()
         except BaseExceptionGroup as group:
             error = unwrap(group)
-            raise error from cause_of(error)
+            try:
+                raise error from cause_of(error)
+            finally:
+                del error  # it refers to this frame, and so to itself
         finally:
             self._finished.set()
 

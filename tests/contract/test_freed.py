@@ -16,7 +16,7 @@ import trio.testing
 
 from support.clients import client_of
 from support.servers import KINDS, Kind, Site, break_off, serving
-from trio_crowws import App, Connection, ConnectionClosed, Handler, Rejected
+from trio_crowws import App, Backoff, Connection, ConnectionClosed, Handler, Rejected, keep_connected
 from trio_crowws.testing import Peer
 
 
@@ -40,6 +40,11 @@ class Registry:
 
     def add(self, conn: Connection) -> None:
         self._refs.append(weakref.ref(conn))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there has been none yet."""
+        return not self._refs
 
     async def check(self, count: int = 1) -> None:
         """All have been there, and none is any more."""
@@ -291,6 +296,33 @@ async def test_of_a_client_that_was_cancelled() -> None:
                     await conn.receive()
 
         await run()
+        await seen.check()
+
+
+@pytest.mark.parametrize("end", [be_closed, be_aborted, have_tasks])
+async def test_of_a_client_that_reconnects(end: Callable[[Connection], Awaitable[None]]) -> None:
+    """While the next connection is there, the one before is not."""
+    seen, before = Registry(), Registry()
+
+    async def handle(conn: Connection) -> str | None:
+        if before.empty:
+            before.add(conn)
+            await end(conn)
+            await conn.send("abort")
+            await conn.wait_closed()
+            return None
+        seen.add(conn)
+        await before.check()
+        return "done"
+
+    async with echoing("memory") as site:
+        done = await keep_connected(
+            handle,
+            "ws://testserver/",
+            backoff=Backoff(initial=0.01, maximum=0.01),
+            connect=lambda url: client_of(site),
+        )
+        assert done == "done"
         await seen.check()
 
 

@@ -117,7 +117,10 @@ async def connect_to(places: Sequence[Place]) -> trio.SocketStream | list[OSErro
         return trio.SocketStream(connected.pop(0)) if connected else failures
     except BaseExceptionGroup as group:
         error = unwrap(group)
-        raise error from cause_of(error)
+        try:
+            raise error from cause_of(error)
+        finally:
+            del error  # it refers to this frame, and so to itself
     finally:
         for sock in connected:  # a second one that was quick enough, or all of them if this is given up
             sock.close()

@@ -258,7 +258,10 @@ class _Link(Generic[T]):
                 return outcome.result
             error = outcome
             if call_plain(self._is_final, error):
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error, outcome  # they refer to this frame, and so to themselves
             delay = self._delay_after(error)
             self.tell(LinkPhase.WAITING, delay=delay, error=error)
             log.info("connecting to %s again in %.1f s: %s", _place(self._url), delay, _reason(error))

@@ -19,7 +19,6 @@ Theory of operation
 from __future__ import annotations
 
 import dis
-import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from operator import length_hint
 from types import CoroutineType
@@ -132,7 +131,10 @@ _RESUME = dis.opmap["RESUME"]
 
 
 def _is_new(coroutine: object) -> bool:
-    return isinstance(coroutine, CoroutineType) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+    """Whether a coroutine was not begun, as `inspect.getcoroutinestate` finds out; another awaitable does not tell."""
+    if type(coroutine) is not CoroutineType:
+        return False
+    return coroutine.cr_frame is not None and not (coroutine.cr_running or coroutine.cr_suspended)
 
 
 def _hit_at_entry(error: BaseException) -> bool:
