@@ -91,8 +91,9 @@ class CloseInfo:
 
     Attributes:
       code: what the peer said, if it has sent a Close frame (1005 for one without a code). Otherwise the code of the
-        Close frame that this side has sent because of an `error` (1002, 1003, 1007, 1008, 1009, 1011, 1013). Otherwise
-        1006: there was no Close frame, or ours was an ordinary one and got no answer.
+        Close frame that this side has sent because of an `error` (1002, 1003, 1007, 1008, 1009, 1011, 1013), or, for a
+        fault of the peer, would have sent if it still could. Otherwise 1006: there was no Close frame, or ours was an
+        ordinary one and got no answer.
       reason: the text that belongs to `code`.
       clean: whether both Close frames were exchanged, whatever the code. A peer that has sent its own and leaves
         without waiting for ours, as browsers do, counts as one that got it.
