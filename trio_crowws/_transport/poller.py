@@ -48,8 +48,11 @@ _READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
 _PATIENCE = 0.001
 """Seconds of work within a round, after which those that are done do not wait for the others any more."""
 
-_ROUNDS_TIME = 0.75 * PASS_TIME
-"""Seconds after which no new round is begun. Nearly all rounds are short, so they are seldom broken off."""
+_ROUNDS_TIME = 1.5 * PASS_TIME
+"""Seconds after which a round is broken off. What was read, or is ready to be read, then goes by the turn queue."""
+
+_ROUND_TIME = 0.75 * PASS_TIME
+"""Seconds that have to be left for another round: more than nearly all rounds take, because breaking off costs more."""
 
 _CROWD = 16
 """Sockets of one round, from which on the writing of their tasks is put off; with fewer that would be slower."""
@@ -300,7 +303,7 @@ class Poller:
         self._listening: dict[int, Callable[[], None]] = {}
         self._in_vain = 0
         self._passed_over = 0
-        self._until = 0.0  # nothing more is read after that, before Trio's loop has come round
+        self._until = 0.0  # nothing more is read after that, before Trio's loop has come round; 0 if nothing was
         self._late = False
 
     @property
@@ -385,26 +388,26 @@ class Poller:
     def _serve(self) -> int:
         """Rounds, as long as they find much; return how many sockets the best of them found."""
         most = 0
-        now = perf_counter()
-        self._until = now + PASS_TIME
+        self._until = 0.0
         self._late = False
         for _ in range(EXTRA_POLLS):
             found = self._poll()
             most = max(most, found)
             # With little to do, the tasks that were woken come first.
-            if found < 2 or perf_counter() > now + _ROUNDS_TIME:
+            if found < 2 or perf_counter() > self._until - _ROUND_TIME:
                 break
         self._turns.crowded = most >= _CROWD
         return most
 
     def catch_up(self, polls: int) -> int:
         """Read what has been waiting, in at most so many rounds; return how many are left for the next pass."""
-        self._until = perf_counter() + PASS_TIME
+        self._until = 0.0
         self._late = False
-        while polls > 0 and perf_counter() <= self._until:
+        while polls > 0 and not self._late:
             if self._epoll.closed or not self._poll():
                 return 0
             polls -= 1
+            self._late = perf_counter() > self._until
         return polls
 
     @property
@@ -445,6 +448,10 @@ class Poller:
             events = self._epoll.poll(0, EVENTS_PER_POLL)
         except MemoryError:  # the sockets are ready still, when it is tried again
             return 0
+        if not events:
+            return 0
+        if not self._until:
+            self._until = perf_counter() + _ROUNDS_TIME
         self._timers.tick()
         by_fd = self._by_fd
         batch: list[tuple[SocketTransport, bytes]] = []
@@ -481,7 +488,9 @@ class Poller:
 
     def _work(self, batch: list[tuple[SocketTransport, bytes]]) -> None:
         """Feed what was read, then flush."""
-        until = min(perf_counter() + _PATIENCE, self._until)
+        until = perf_counter() + _PATIENCE
+        if until > self._until:
+            until = self._until
         reads = iter(batch)
         try:
             for transport, data in reads:
