@@ -221,9 +221,11 @@ class Options:
     max_payload: int | None = MIB
     """The largest message, after inflation; a larger one ends the connection with 1009. `None`: no limit."""
     max_fragments: int | None = 1024
-    """The most frames of one message, empty ones included; 1008 beyond. `None`: no limit."""
+    """The most frames of one message, empty ones included; 1008 beyond. `None`: no limit. However small they are, they
+    cost the connection that sends them a part of its own turn, and nobody else's."""
     control_rate: tuple[float, float] | None = (50, 100)
-    """Control frames and empty fragments: how many per second, and how many at once; 1008 beyond. `None`: no limit."""
+    """Control frames and empty fragments: how many per second, and how many at once; 1008 beyond. `None`: no limit.
+    Fragments that carry something have no rate, because some honest peers send all they have in very small ones."""
     allow_unmasked: bool = False
     """Take frames without a mask, against RFC 6455 section 5.1. For debugging only; a start logs a warning."""
     receive_buffer: int | None = None
