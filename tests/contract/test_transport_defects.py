@@ -222,6 +222,22 @@ async def test_a_defect_where_answers_are_written_together(monkeypatch: pytest.M
     assert saboteur.failed
 
 
+async def test_a_transport_that_nobody_listens_to() -> None:
+    """A write that fails before anybody listens does no harm."""
+    timers, turns = Timers(), TurnQueue()
+    near, far = socket.socketpair()
+    with near:
+        near.setblocking(False)
+        transport = SocketTransport(near, Poller(turns, timers), turns, timers, None, None)
+        transport.start()
+        far.close()
+        transport.write(b"hello")
+        transport.push()
+        assert transport.broken is not None
+        transport.turn()
+        assert transport.released
+
+
 async def test_a_receiver_that_does_not_want_to_know(caplog: pytest.LogCaptureFixture) -> None:
     """A receiver that raises when it is told of its end is told once more, and then it is let be."""
 

@@ -15,7 +15,7 @@ import trio.testing
 from support.handtls import TLSByHand
 from support.rawclient import RawClient
 from support.rawserver import RawPeer, raw_server
-from support.servers import STYLES, Kind, Recorder, Site, Style, TapStream, noise, serving, until
+from support.servers import STYLES, Kind, Recorder, Site, Style, TapStream, noise, serving, shared_tls, until
 from trio_crowws import App, CloseFrame, Connection, ConnectionClosed, ConnectionLost, ProtocolError, connect
 from trio_crowws._transport.engine import Engine
 from trio_crowws.testing import make_frame
@@ -354,6 +354,27 @@ async def test_a_peer_that_has_said_goodbye_and_is_gone(kind: Kind) -> None:
         await recorder.wait("close")
     assert recorder.info.received == CLOSE
     assert recorder.info.error is None
+
+
+async def test_a_stream_of_trio_over_tls() -> None:
+    """The same holds for TLS that the application has made of Trio's streams."""
+    app = App()
+    recorder = Recorder(app)
+    [below] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        over = trio.SSLListener(below, shared_tls().server, https_compatible=True)
+        server = await nursery.start(app.serve_listeners, [over])
+        peer = Leaver(await TLSByHand.connect(below.socket.getsockname()[1]))
+        await peer.client.upgrade("/")
+        await recorder.wait("open")
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        peer.leave(LAST)
+        recorder.conn.send_nowait("who is there?")
+        recorder.conn._transport.push()
+        await recorder.wait("close")
+        await server.aclose()
+    assert recorder.values("message") == ["quota exceeded"]
+    assert recorder.info.received == CLOSE
 
 
 # A client

@@ -275,8 +275,7 @@ class TLSTransport(Transport):
         self._at_end = True
         if self._piece is not None:
             self._write_failed(ssl.SSLError(ssl.SSL_ERROR_EOF, "the stream ended in the middle of a renegotiation"))
-        if not self.closed:
-            self._go_on()
+        self._go_on()
 
     def _on_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
