@@ -356,25 +356,59 @@ async def test_a_peer_that_has_said_goodbye_and_is_gone(kind: Kind) -> None:
     assert recorder.info.error is None
 
 
-async def test_a_stream_of_trio_over_tls() -> None:
-    """The same holds for TLS that the application has made of Trio's streams."""
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_stream_of_trio_over_tls(busy: bool) -> None:
+    """The same holds for TLS that the application has made of Trio's streams, however many records are left."""
     app = App()
-    recorder = Recorder(app)
+    release = trio.Event()
+
+    async def work(conn: Connection, message: object) -> None:
+        if busy:
+            await release.wait()
+
+    recorder = Recorder(app, hooks={"message": work}, receive_buffer=200)
     [below] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         over = trio.SSLListener(below, shared_tls().server, https_compatible=True)
         server = await nursery.start(app.serve_listeners, [over])
-        peer = Leaver(await TLSByHand.connect(below.socket.getsockname()[1]))
-        await peer.client.upgrade("/")
+        tls = await TLSByHand.connect(below.socket.getsockname()[1])
+        await RawClient(tls).upgrade("/")
         await recorder.wait("open")
+        if busy:
+            await tls.send_all(BURST)
+            await until(lambda: recorder.conn._transport.paused)
         await trio.testing.wait_all_tasks_blocked(0.005)
-        peer.leave(LAST)
+        records = b"".join(tls.seal(make_frame(1, text.encode())) for text in MANY) + tls.seal(LAST)
+        leave(tls.stream.socket, records)
         recorder.conn.send_nowait("who is there?")
         recorder.conn._transport.push()
+        await until(lambda: not recorder.conn.is_open)
+        release.set()
         await recorder.wait("close")
         await server.aclose()
-    assert recorder.values("message") == ["quota exceeded"]
+    assert recorder.values("message") == [*(MANY if busy else []), *MANY, "quota exceeded"]
     assert recorder.info.received == CLOSE
+
+
+async def test_trio_s_tls_is_left_as_it_was() -> None:
+    """Streams over TLS, also over several layers of it, show their sockets meanwhile, and are whole afterwards."""
+    app = App()
+    recorder = Recorder(app, hooks={"message": listen})
+    near, far = trio.testing.memory_stream_pair()
+    outer = trio.SSLStream(far, shared_tls().server, server_side=True, https_compatible=True)
+    inner = trio.SSLStream(outer, shared_tls().server, server_side=True, https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.serve_stream, inner)
+        lower = trio.SSLStream(near, shared_tls().client, server_hostname="localhost", https_compatible=True)
+        upper = trio.SSLStream(lower, shared_tls().client, server_hostname="localhost", https_compatible=True)
+        client = RawClient(upper)
+        await client.upgrade("/")
+        await recorder.wait("open")
+        assert inner.transport_stream is outer
+        assert outer.transport_stream.send_stream is far.send_stream
+        await outer.transport_stream.wait_send_all_might_not_block()
+        await client.close()
+    assert outer.transport_stream is far
 
 
 # A client

@@ -38,6 +38,7 @@ class StreamTransport(Transport):
 
     __slots__ = (
         "_at_end",
+        "_below",
         "_handshake_deadline",
         "_idle_writer",
         "_resumed",
@@ -69,6 +70,7 @@ class StreamTransport(Transport):
         self._idle_writer: trio.lowlevel.Task | None = None
         self._unfed = b""  # what was read when it was too late to work on it
         self._tls = as_tls(stream)
+        self._below: _Below | None = None
         self.secure = self._shaking = self._tls is not None
 
     @trio.lowlevel.enable_ki_protection
@@ -85,6 +87,8 @@ class StreamTransport(Transport):
                         await self._guard(self._read_pump)
         finally:
             self._fail(None)  # nothing but the end of the engine itself comes here with an open transport
+            if self._below is not None:
+                self._below.take_away()
             try:
                 await close_stream(self._stream)
             finally:
@@ -119,6 +123,7 @@ class StreamTransport(Transport):
             try:
                 await self._tls.do_handshake()
                 self._shaking = False
+                self._below = _Below.put_under(self._tls, self._write_failed)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._fail(error)
                 return False
@@ -181,6 +186,7 @@ class StreamTransport(Transport):
                 await self._send_pieces(memoryview(data))
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._write_failed(error)
+            if self.broken is not None:
                 return
 
     async def _send_pieces(self, data: memoryview) -> None:
@@ -191,6 +197,8 @@ class StreamTransport(Transport):
             start += size
             began = self._timers.tick()
             await self._stream.send_all(piece)
+            if self.broken is not None:
+                return
             # How much of a piece the kernel has taken does not show, so pieces that take long have to be small.
             size = _SLOW_PIECE if self._timers.tick() - began > _SLOW and self._socket is not None else _PIECE
             self.bytes_sent += len(piece)
@@ -210,6 +218,8 @@ class StreamTransport(Transport):
         if self._closing and not self._at_end:
             # Below TLS there is a stream that can do what TLS as Trio offers it cannot.
             stream = self._stream if self._tls is None else self._tls.transport_stream
+            if isinstance(stream, _Below):
+                stream = stream.stream
             if isinstance(stream, trio.abc.HalfCloseableStream):
                 try:
                     await stream.send_eof()
@@ -270,6 +280,52 @@ class StreamTransport(Transport):
         self._scope.cancel()
 
 
+class _Below(trio.abc.Stream):
+    """Stands between TLS of Trio's and the stream below, and has no send fail.
+
+    `trio.SSLStream` reads no more when a send has failed. But what the peer has sent before may be its last messages
+    and its Close frame; so the transport is told that nothing more goes out, and TLS goes on to read.
+    """
+
+    def __init__(
+        self, tls: trio.SSLStream[trio.abc.Stream], stream: trio.abc.Stream, failed: Callable[[Exception], None]
+    ) -> None:
+        self._tls = tls
+        self._failed = failed
+        self.stream = stream
+
+    @classmethod
+    def put_under(cls, tls: trio.SSLStream[trio.abc.Stream], failed: Callable[[Exception], None]) -> _Below:
+        """Put one under `tls`, or under the lowest of several layers."""
+        while (lower := as_tls(tls.transport_stream)) is not None:
+            tls = lower
+        below = cls(tls, tls.transport_stream, failed)
+        tls.transport_stream = below
+        return below
+
+    def take_away(self) -> None:
+        """Leave all as it was found."""
+        self._tls.transport_stream = self.stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)  # the application may look at its socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._failed(error)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
 def split(error: BaseException) -> tuple[Exception | None, BaseException | None]:
     """What of `error` is an `Exception`, and what has to pass (Cancelled and its like)."""
     own = select(error, lambda leaf: is_a(leaf, Exception))
@@ -309,6 +365,8 @@ def socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
     """The socket below a stream, where Trio's own streams lead to one."""
     while (tls := as_tls(stream)) is not None:
         stream = tls.transport_stream
+    if isinstance(stream, _Below):
+        stream = stream.stream
     return stream.socket if isinstance(stream, trio.SocketStream) else None
 
 

@@ -314,8 +314,8 @@ class TLSTransport(Transport):
                 self._out.clear()  # without a handshake nothing can be said
                 self._flushed_for_close()
             return
-        # Piece by piece, and no further than the socket or stream takes: what waits is not kept a second time as records,
-        # and the buffer between would never again be smaller than what once went through it.
+        # Piece by piece, and no further than the socket or stream takes: what waits is not kept a second time as
+        # records, and the buffer between would never again be smaller than what once went through it.
         lower = self._lower
         while self._out and self._piece is None and not lower.blocked and lower.buffered < READ_SIZE:
             if not self._seal(self._take_piece()):
