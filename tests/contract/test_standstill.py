@@ -25,7 +25,9 @@ from support.rawserver import accept_head
 from support.servers import Kind, Recorder, serving, shared_tls
 from trio_crowws import App, Connection, connect
 from trio_crowws._client.dialing import dial
+from trio_crowws._transport.base import TurnQueue
 from trio_crowws._transport.engine import Engine
+from trio_crowws._transport.poller import Poller
 from trio_crowws._transport.timers import FairScope, Timers
 from trio_crowws.testing import make_frame
 
@@ -88,9 +90,28 @@ async def test_a_close_that_was_there_in_time(mock_clock: MockClock, kind: Kind,
         assert all(info.clean for info in recorder.values("close"))
 
 
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
 @pytest.mark.parametrize("size", [10, 60_000])
-async def test_a_close_behind_much_else(mock_clock: MockClock, size: int) -> None:
+async def test_a_close_behind_much_else(mock_clock: MockClock, kind: Kind, size: int) -> None:
     """A Close that waits behind more than is read in one turn has come in time as well."""
+    app = App()
+    recorder = Recorder(app, hooks={"open": lambda conn: conn.close(4000)})
+    async with serving(app, kind) as site, peers(site, count=PEERS) as everybody:
+        for peer in everybody:
+            await WAIT(peer.read_frame)
+        await settle()
+        for peer in everybody:
+            peer.sock.sendall(make_frame(TEXT, b"x" * size) * min(5000, 1_000_000 // size))
+            peer.send(CLOSE, struct.pack("!H", 4000))
+        mock_clock.jump(100)
+        await recorder.wait("close", PEERS)
+        assert all(info.clean for info in recorder.values("close"))
+
+
+async def test_more_sockets_than_one_look_is_for(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many peers there are, each of them is read before it is judged."""
+    monkeypatch.setattr("trio_crowws._transport.poller.EVENTS_PER_POLL", 1)
+    monkeypatch.setattr("trio_crowws._transport.engine.EXTRA_POLLS", 1)
     app = App()
     recorder = Recorder(app, hooks={"open": lambda conn: conn.close(4000)})
     async with serving(app, "tcp") as site, peers(site, count=PEERS) as everybody:
@@ -98,11 +119,18 @@ async def test_a_close_behind_much_else(mock_clock: MockClock, size: int) -> Non
             await WAIT(peer.read_frame)
         await settle()
         for peer in everybody:
-            peer.sock.sendall(make_frame(TEXT, b"x" * size) * (1_000_000 // (size + 20)))
             peer.send(CLOSE, struct.pack("!H", 4000))
         mock_clock.jump(100)
         await recorder.wait("close", PEERS)
         assert all(info.clean for info in recorder.values("close"))
+
+
+async def test_a_poller_that_has_ended() -> None:
+    """Where nothing can be read any more, nobody waits for it."""
+    timers = Timers()
+    poller = Poller(TurnQueue(), timers)
+    poller._epoll.close()
+    assert poller.catch_up(3) == 0
 
 
 async def test_a_peer_that_never_stops_is_judged(mock_clock: MockClock) -> None:
@@ -351,6 +379,23 @@ async def test_time_that_is_given_back(mock_clock: MockClock, moved: bool) -> No
             await trio.testing.wait_all_tasks_blocked()
             assert not scope.cancel_called
             mock_clock.jump(5)
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+        nursery.cancel_scope.cancel()
+
+
+async def test_nobody_knows_whether_it_has_moved(mock_clock: MockClock) -> None:
+    """If it cannot be said whether the peer has done its part, the deadline holds."""
+
+    def fail(now: float) -> bool:
+        raise RuntimeError("a defect")
+
+    timers = Timers()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        with FairScope(timers, 5, fail) as scope:
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(1000)
             await trio.sleep_forever()
         assert scope.cancelled_caught
         nursery.cancel_scope.cancel()

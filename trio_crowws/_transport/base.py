@@ -250,7 +250,14 @@ class Transport(ABC):
     @property
     def behind(self) -> bool:
         """Whether there is something to read that waits for a turn."""
-        return self.more and not self.paused and not self.closed
+        if self.paused:  # by the layer above, perhaps only until that has worked through what it has
+            return not self.closed and isinstance(self.receiver, Transport) and self.receiver.behind
+        return self.unread and not self.closed
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is something that was not read, or not worked on, when it came."""
+        return self.more
 
     @property
     def shook_hands_at(self) -> float:

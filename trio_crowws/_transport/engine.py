@@ -176,9 +176,9 @@ class Engine:
             polls = self._poller.rounds if all_of_it else EXTRA_POLLS
             while (polls := self._poller.catch_up(polls)) > 0:
                 await trio.lowlevel.checkpoint()
-            behind = self.turns.behind if all_of_it else []
+            behind = self.turns.behind  # also those that were put off because it has become late in this pass
         pumped = self.turns.pumped
-        for _ in range(_MOST_PASSES):
+        for _ in range(_MOST_PASSES if all_of_it else _TASKS_TURNS):
             if rest <= 0 and not behind:
                 return
             await trio.lowlevel.checkpoint()

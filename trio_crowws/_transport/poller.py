@@ -175,8 +175,8 @@ class SocketTransport(Transport):
             self.read_on(True)  # whether the stream ends was not kept, so read to the last byte
 
     @property
-    def behind(self) -> bool:
-        return (self._readable or self.more) and not self.paused and not self.closed
+    def unread(self) -> bool:
+        return self._readable or self.more
 
     def resume(self) -> None:
         super().resume()

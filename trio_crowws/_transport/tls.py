@@ -136,7 +136,8 @@ class TLSTransport(Transport):
 
     @property
     def behind(self) -> bool:
-        return bool(self.more or self._records) and not self.paused and not self.closed and self._resting is None
+        unread = self.more or bool(self._records) or self._lower.unread
+        return unread and not self.paused and not self.closed and self._resting is None
 
     @property
     def shook_hands_at(self) -> float:
