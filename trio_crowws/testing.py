@@ -128,7 +128,7 @@ class _Served(AbstractAsyncContextManager[Peer]):
             return peer
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
-            raise
+            raise  # pragma: no cover -- the line above raises it, which type checkers cannot know
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
