@@ -166,5 +166,5 @@ def _tls(certfile: str, keyfile: str | None) -> ssl.SSLContext:
 
 def _announce(server: Server) -> None:
     with suppress(Exception):  # a standard output that is closed, or that nobody reads, is no reason to end
-        for address in server.addresses:
-            print("listening on", address if isinstance(address, str) else format_address(address), flush=True)
+        names = [address if isinstance(address, str) else format_address(address) for address in server.addresses]
+        print("listening on", ", ".join(names), flush=True)
