@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _thread
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -222,6 +222,20 @@ def test_a_function_that_is_hit_within() -> None:
         with pytest.raises(KeyboardInterrupt):
             call.run().send(None)
         assert call.entered
+
+
+def test_an_awaitable_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an async function has made something other than a coroutine, it has begun."""
+
+    class Promise(Awaitable[None]):
+        def __await__(self) -> Generator[Any, None, None]:
+            raise AssertionError("nobody awaits it")
+
+    Interrupted(monkeypatch, 1)
+    call = Call(Callback(lambda argument: Promise(), True), "x")
+    with pytest.raises(KeyboardInterrupt):
+        call.run().send(None)
+    assert call.entered
 
 
 async def test_a_message_callback_is_interrupted() -> None:
