@@ -45,7 +45,7 @@ from trio_crowws.testing import make_frame, shake_hands
 
 ALL = os.environ.get("SWEEP") == "all"
 
-SPOTS, LINES = (math.inf, math.inf) if ALL else (10, 5)
+SPOTS, LINES = (math.inf, math.inf) if ALL else (8, 4)
 """How many are struck of the lines at which Trio raises on the spot, and how many of all lines."""
 
 LONG: dict[str, Any] = {"close_timeout": 1000, "send_timeout": 1000, "ping_interval": None}
@@ -136,6 +136,18 @@ class Stage:
 
     async def _on_message(self, conn: Connection, message: str | bytes) -> None:
         await conn.send(message)
+        if message == "everything":
+            conn.leave("room")
+            conn.join("room")
+            await conn.send_json([])
+            await conn.ping()
+            self.app.room("room").publish("everybody")
+            conn.start_soon(conn.wait_closed)
+            await conn.close(4000)
+            return
+        if message == "abort":
+            conn.abort()
+            return
         conn.publish("room", "everybody")
         if len(message) > 1000:
             await conn.send(message)
@@ -156,7 +168,15 @@ class Stage:
 
     def _plain_message(self, conn: Connection, message: str | bytes) -> None:
         conn.send_nowait(message)
-        self.app.broadcast("everybody")
+        if message == "everything":
+            conn.leave("room")
+            conn.join("room")
+            self.app.room("room").publish("everybody")
+            conn.close_nowait(4000)
+        elif message == "abort":
+            conn.abort()
+        else:
+            self.app.broadcast("everybody")
 
     def _plain_close(self, conn: Connection, info: Any) -> None:
         self.closed.append(conn.id)
@@ -213,10 +233,10 @@ async def server_in_the_main_task(stage: Stage) -> None:
 
     async def peers(server: Server) -> None:
         async with trio.open_nursery() as nursery:
-            for talk in (talk_and_close, talk_and_break_off, break_the_protocol, stay, ask_for_a_page, ask_for_nothing):
+            for talk in TALKS:
                 nursery.start_soon(begin, talk, server)
             await trio.testing.wait_all_tasks_blocked(0.01)
-            await server.aclose()
+            await (server.drain(spread=0.1) if stage.style == "async" else server.aclose())
 
     async def begin(talk: Callable[[trio.abc.Stream], Awaitable[None]], server: Server) -> None:
         async with await stage.open_stream(server) as stream:
@@ -254,6 +274,18 @@ async def stay(stream: trio.abc.Stream) -> None:
     await peer.receive_close()
 
 
+async def have_all_done(stream: trio.abc.Stream) -> None:
+    peer = await shake_hands(stream)
+    await peer.send("everything")
+    await peer.receive_close()
+
+
+async def have_it_aborted(stream: trio.abc.Stream) -> None:
+    peer = await shake_hands(stream)
+    await peer.send("abort")
+    await peer.receive_close()
+
+
 async def ask_for_a_page(stream: trio.abc.Stream, path: bytes = b"page") -> None:
     await stream.send_all(b"GET /%s HTTP/1.1\r\nHost: testserver\r\n\r\n" % path)
     while await stream.receive_some():
@@ -262,6 +294,18 @@ async def ask_for_a_page(stream: trio.abc.Stream, path: bytes = b"page") -> None
 
 async def ask_for_nothing(stream: trio.abc.Stream) -> None:
     await ask_for_a_page(stream, b"nothing")
+
+
+TALKS = (
+    talk_and_close,
+    talk_and_break_off,
+    break_the_protocol,
+    stay,
+    have_all_done,
+    have_it_aborted,
+    ask_for_a_page,
+    ask_for_nothing,
+)
 
 
 async def client_in_the_main_task(stage: Stage) -> None:
@@ -443,11 +487,15 @@ HARMLESS = {
     "_route.Route._make_callbacks",
     "supervisor.is_final",
     # They read, make something that nobody has seen yet, or call what is protected.
+    "_rooms.Room.__init__",
+    "_rooms.Room.publish",
     "_rooms.Rooms.publish",
     "_server.Server.connections",
     "_server.Server.port",
     "_site.Site.broadcast",
+    "_site.Site.room",
     "connecting.Connecting.__init__",
     "connection.Connection.__aiter__",
     "connection.Connection.publish",
+    "connection.Connection.send_json",
 }

@@ -127,7 +127,7 @@ async def _wait(coroutine: Awaitable[Any]) -> Any:
 
 
 _TRAMPOLINES = (_call.__code__, _wait.__code__)
-_RESUME = dis.opmap["RESUME"]
+_RESUME = dis.opmap.get("RESUME", -1)  # CPython's
 
 
 def _is_new(coroutine: object) -> bool:
