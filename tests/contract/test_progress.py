@@ -24,6 +24,7 @@ from trio_crowws import App, CloseTimeout, Connection, HeartbeatTimeout, SlowCon
 from trio_crowws._transport.base import TurnQueue
 from trio_crowws._transport.engine import Engine
 from trio_crowws._transport.kernel import unacknowledged
+from trio_crowws._transport.poller import Poller, SocketTransport
 from trio_crowws._transport.progress import MOST_WINDOWS, Progress, Rest
 from trio_crowws._transport.stream import StreamTransport
 from trio_crowws._transport.timers import Timers
@@ -313,6 +314,22 @@ async def test_what_the_kernel_has_taken_outlives_the_server(mock_clock: MockClo
         await WAIT(peer.read, size + 10)
         assert await WAIT(peer.read_frame) == (CLOSE, struct.pack("!H", 1000))
         assert peer.sock.recv(1) == b""
+
+
+async def test_an_end_that_is_over() -> None:
+    """Not waiting for the end of a transport that has ended changes nothing."""
+    timers, turns = Timers(), TurnQueue()
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        poller = Poller(turns, timers)
+        transport = SocketTransport(near, poller, turns, timers, None, None)
+        transport.start()
+        transport.close(timers.tick() + 5, linger=True)
+        for _ in range(2):
+            transport.end_linger()
+            assert transport.closed
+        poller._epoll.close()
 
 
 async def accept(listener: socket.socket) -> socket.socket:

@@ -28,7 +28,7 @@ from trio_crowws._client.dialing import dial
 from trio_crowws._transport.base import TurnQueue
 from trio_crowws._transport.engine import Engine
 from trio_crowws._transport.poller import Poller
-from trio_crowws._transport.timers import FairScope, Timers
+from trio_crowws._transport.timers import FairScope, Timer, Timers
 from trio_crowws.testing import make_frame
 
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
@@ -399,6 +399,28 @@ async def test_nobody_knows_whether_it_has_moved(mock_clock: MockClock) -> None:
             await trio.sleep_forever()
         assert scope.cancelled_caught
         nursery.cancel_scope.cancel()
+
+
+async def test_deadlines_that_were_thrown_out(autojump_clock: MockClock) -> None:
+    """Where the deadline for which the timers wake was thrown out, nothing fires before the next one."""
+    timers = Timers()
+    fired: list[float] = []
+
+    class Owner:
+        def report(self, error: Exception) -> None:
+            raise error
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        await trio.testing.wait_all_tasks_blocked()
+        some = [Timer(timers, fired.append, Owner()) for _ in range(2010)]
+        for number, timer in enumerate(some):
+            timer.arm(5 if number < 10 else 50)
+        for timer in some[:1200]:
+            timer.cancel()
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert fired == [50] * 810
 
 
 # Processes that are stopped

@@ -33,9 +33,8 @@ def limit_unsent(sock: SocketLike, size: int | None) -> None:
     its buffer, in which whatever the peer has not read counts; it is made smaller where that helps, and never larger.
     """
     with suppress(OSError):  # reset meanwhile
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            if _NOTSENT_LOWAT is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size or 0)
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and _NOTSENT_LOWAT is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size or 0)
         elif (
             size is not None
             and sock.family == _AF_UNIX

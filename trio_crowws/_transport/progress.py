@@ -35,10 +35,12 @@ class Watched(Protocol):
     @property
     def written(self) -> int:
         """Bytes that were given to it so far."""
+        ...
 
     @property
     def acknowledged(self) -> int:
         """How many of them the peer's kernel has."""
+        ...
 
 
 class Coming(Protocol):
@@ -47,6 +49,7 @@ class Coming(Protocol):
     @property
     def missing(self) -> int:
         """Bytes that are still to come."""
+        ...
 
 
 class Rest:
