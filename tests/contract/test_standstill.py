@@ -133,6 +133,32 @@ async def test_a_poller_that_has_ended() -> None:
     assert poller.catch_up(3) == 0
 
 
+@pytest.mark.usefixtures("epoll")
+@pytest.mark.parametrize("late", [0.01, 1000])
+async def test_a_pong_behind_slow_work(mock_clock: MockClock, kind: Kind, late: float) -> None:
+    """To read what has waited may take several passes of the scheduler; nobody is judged before that is done."""
+    app = App()
+
+    def work(conn: Connection, message: str | bytes) -> None:
+        time.sleep(0.004)
+
+    recorder = Recorder(app, style="sync", hooks={"message": work})
+    async with serving(app, kind) as site, peers(site, count=PEERS) as everybody:
+        await recorder.wait("open", PEERS)
+        await settle()
+        mock_clock.jump(20.001)
+        pings = [await WAIT(peer.read_frame) for peer in everybody]
+        await settle()
+        for peer, (opcode, payload) in zip(everybody, pings, strict=True):
+            assert opcode == PING
+            peer.send(TEXT, b"work")
+            peer.send(PONG, payload)
+        mock_clock.jump(20 + late)
+        await settle()
+        assert len(app.connections) == PEERS
+        assert len(recorder.values("message")) == PEERS
+
+
 async def test_a_peer_that_never_stops_is_judged(mock_clock: MockClock) -> None:
     """Whoever sends without an end, as fast as it is read, does not keep the others from being judged."""
     app = App()
