@@ -112,10 +112,10 @@ class ListeningSocket:
                 return _FULL
             error = self._accept_one(handshakes, take)
             if isinstance(error, BlockingIOError):
+                self._exhausted = False  # nobody is left who could not be accepted
                 break
             if error is not None:
                 return error
-        self._exhausted = False
         return None
 
     def _accept_one(self, handshakes: Handshakes, take: Take, *, again: bool = False) -> OSError | None:
