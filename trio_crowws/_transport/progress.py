@@ -30,26 +30,28 @@ _LITTLE = 4096
 
 
 class Watched(Protocol):
-    """What is known of the way to a peer; a `Transport`."""
+    """What is known of the way to a peer; a `Transport`.
+
+    Attributes:
+      written: bytes that were given to it so far.
+      acknowledged: how many of them the peer's kernel has.
+    """
 
     @property
-    def written(self) -> int:
-        """Bytes that were given to it so far."""
-        ...
-
+    def written(self) -> int: ...
     @property
-    def acknowledged(self) -> int:
-        """How many of them the peer's kernel has."""
-        ...
+    def acknowledged(self) -> int: ...
 
 
 class Coming(Protocol):
-    """What is known of a frame that comes in; a `FrameReader`."""
+    """What is known of a frame that comes in; a `FrameReader`.
+
+    Attributes:
+      missing: bytes that are still to come.
+    """
 
     @property
-    def missing(self) -> int:
-        """Bytes that are still to come."""
-        ...
+    def missing(self) -> int: ...
 
 
 class Rest:
