@@ -10,7 +10,6 @@ from functools import partial
 
 import pytest
 import trio
-import trio.testing
 
 from support.heads import UPGRADE, write_head
 from support.keyupdates import KeyUpdating
@@ -63,7 +62,7 @@ async def test_a_read_full_of_key_updates(monkeypatch: pytest.MonkeyPatch) -> No
         parts.append([])
         take(self, data)
 
-    def count_parts(self: TLSTransport, part: bytes, pieces: list[bytes]) -> bool:
+    def count_parts(self: TLSTransport, part: bytes | memoryview, pieces: list[bytes]) -> bool:
         parts[-1].append(len(part))
         return open_(self, part, pieces)
 

@@ -324,11 +324,13 @@ async def test_a_negotiation_that_the_server_does_not_go_on_with() -> None:
         connect(f"wss://localhost:{server.port}/", ssl_context=tls_1_2().client) as other,
         renegotiating_server(script) as url,
     ):
+        conn: Connection | None = None
         with pytest.raises(ConnectionClosed):  # noqa: PT012 -- when, is for the clock to say
             async with connect(url, ssl_context=tls_1_2().client, send_timeout=0.1, ping_interval=0.05) as conn:
                 while True:
                     await conn.send("hello")
                     await trio.sleep(0.001)
+        assert conn is not None
         assert conn.close_info is not None
         await other.send("and I?")
         assert await other.receive() == "and I?"

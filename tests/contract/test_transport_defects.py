@@ -441,12 +441,14 @@ async def test_a_defect_on_the_client_s_side(owner: type, name: str, monkeypatch
     """The connections of clients share an engine, and a defect of one costs none of the others."""
     async with raw_server(echo) as server, connect(server.url) as other:
         saboteur = Saboteur(owner, name, monkeypatch)
+        victim: Connection | None = None
         with pytest.raises(ConnectionClosed):  # noqa: PT012 -- it leaves the block of the connection
             async with connect(server.url, ping_interval=0.02) as victim:
                 saboteur.choose(victim)
                 await victim.send("hello")
                 await victim.receive()
                 await victim.receive()
+        assert victim is not None
         assert victim.close_info is not None
         await other.send("and I?")
         assert await other.receive() == "and I?"

@@ -160,25 +160,32 @@ class TLSTransport(Transport):
         if len(data) <= _PART:
             self._open(data, pieces)
         else:
-            for start in range(0, len(data), _PART):
-                if not self._open(data[start : start + _PART], pieces):
-                    if self._fault is None and not self._at_end:
-                        self._records = data[start + _PART :]
-                    break
+            self._open_in_parts(memoryview(data), pieces)
         waited = self._piece is not None
-        self._send_records(answer=True)
+        if self._outgoing.pending:
+            self._send_records(answer=True)
         if self._fault is not None:
             self._write_failed(self._fault)
         elif waited:
             self._seal_again()
         if self.closed:
             return
-        if pieces:
+        if len(pieces) == 1 and not (self._plain or self.paused or self.more):  # nearly always
+            if not self._feed(pieces[0]):
+                return
+        elif pieces:
             pieces.insert(0, self._plain)
             self._plain = b"".join(pieces)
         self._go_on()
 
-    def _open(self, part: bytes, pieces: list[bytes]) -> bool:
+    def _open_in_parts(self, data: memoryview, pieces: list[bytes]) -> None:
+        for start in range(0, len(data), _PART):
+            if not self._open(data[start : start + _PART], pieces):
+                if self._fault is None and not self._at_end:
+                    self._records = bytes(data[start + _PART :])
+                break
+
+    def _open(self, part: bytes | memoryview, pieces: list[bytes]) -> bool:
         """Append to `pieces` what the records of `part` hold; `False` if this is enough for one turn."""
         found = 0
         shaking = not self._ready
@@ -201,8 +208,9 @@ class TLSTransport(Transport):
             self._fault = error
             return False
         if not shaking:
-            self._barren = max(0, self._barren + len(part) - _WORTH * found)
-            if self._barren > _BARREN:
+            barren = self._barren + len(part) - _WORTH * found
+            self._barren = max(0, barren)
+            if barren > _BARREN:
                 self._rest()
         return found >= len(part) * _DENSE
 
@@ -240,10 +248,11 @@ class TLSTransport(Transport):
 
     def _steer(self) -> None:
         """Have the socket read, or not. Nothing must come up before the receiver has worked through what it has."""
+        wait: object
         if self._piece is None:
-            wait = self.paused or self.more or bool(self._records) or bool(self._plain)
+            wait = self.paused or self.more or self._records or self._plain
         else:  # what the peer has to say first is read although nobody takes its messages
-            wait = bool(self._records) or len(self._plain) > _MOST_HELD
+            wait = self._records or len(self._plain) > _MOST_HELD
         if wait or self._resting is not None or self._answers > _MOST_ANSWERS:
             self._lower.pause()
         elif self._lower.paused:
