@@ -222,6 +222,23 @@ async def test_a_defect_where_answers_are_written_together(monkeypatch: pytest.M
     assert saboteur.failed
 
 
+async def test_a_defect_behind_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was decrypted while nobody took it, and cannot be fed when somebody does, ends its connection."""
+    app = App()
+    recorder = Recorder(app)
+    saboteur = Saboteur(Connection, "_on_data", monkeypatch)
+    async with serving(app, "tls") as site, site.connect():
+        await recorder.wait("open")
+        saboteur.choose(recorder.conn)
+        transport = recorder.conn._transport
+        assert isinstance(transport, TLSTransport)
+        transport.pause()
+        transport._plain = make_frame(1, b"hello")
+        recorder.conn._resume()
+        await recorder.wait("close")
+    assert saboteur.failed == 1
+
+
 async def test_a_transport_that_nobody_listens_to() -> None:
     """A write that fails before anybody listens does no harm."""
     timers, turns = Timers(), TurnQueue()
