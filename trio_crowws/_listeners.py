@@ -128,7 +128,7 @@ class ListeningSocket:
             if not is_exhausted(error):
                 return None  # this one peer went away before it was accepted
             # One descriptor less for a peer that drips is one more for somebody else.
-            if not again and handshakes.drop_oldest():
+            if not again and handshakes.drop_oldest(hurry=True):
                 return self._accept_one(handshakes, take, again=True)
             return error.with_traceback(None)
         try:

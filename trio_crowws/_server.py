@@ -395,7 +395,7 @@ class Server:
                     log.error("nothing more is accepted on %s, which is closed", describe(listener))
                     return
                 except Exception as error:
-                    if is_exhausted(error) and self._site._handshakes.drop_oldest():
+                    if is_exhausted(error) and self._site._handshakes.drop_oldest(hurry=True):
                         await trio.lowlevel.checkpoint()  # in which its stream is closed
                         continue
                     if not failed:  # it may last for hours, and ten lines a second would fill the disk

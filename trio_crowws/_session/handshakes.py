@@ -13,7 +13,7 @@ Theory of operation
     least `PATIENCE` seconds, though; until then, and where all are held, nobody is accepted: a storm of honest peers
     waits in the kernel's queue for as long as the work of this process takes, and is not sent away.
 
-    The same is done where the bound is the system's, because the process has no descriptor left.
+    The same is done, after `HURRY` seconds, where the process has no descriptor left.
 
     A page that the application makes anew for each request is in memory once for each peer that has not taken it. Such
     pages have a bound of their own, `MOST_BYTES`: beyond it, the answer that has been waited for longest is dropped
@@ -32,8 +32,11 @@ from .._log import log
 
 __all__ = ["Handshakes"]
 
-PATIENCE = 0.1
-"""Seconds that a peer may be waited for, however many others there are: more than a round trip in most networks."""
+PATIENCE = 0.5
+"""Seconds that a peer may be waited for, however many others there are: some round trips in most networks."""
+
+HURRY = 0.1
+"""The same where there is no descriptor left, and so no queue in which honest peers get on."""
 
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -110,9 +113,9 @@ class Handshakes:
                 return False
         return True
 
-    def drop_oldest(self) -> bool:
+    def drop_oldest(self, *, hurry: bool = False) -> bool:
         """Drop the one that has been waited for longest, if that is long enough; whether there was one."""
-        if trio.current_time() < self._due():
+        if trio.current_time() < self._due(min(HURRY, PATIENCE) if hurry else PATIENCE):
             return False
         self._drop(next(iter(self._waiting)))
         return True
@@ -122,14 +125,14 @@ class Handshakes:
         self.dropped += 1
         handshake.drop()
 
-    def _due(self) -> float:
+    def _due(self, patience: float) -> float:
         """When somebody may be dropped."""
-        return next(iter(self._waiting.values()), math.inf) + PATIENCE
+        return next(iter(self._waiting.values()), math.inf) + patience
 
     async def wait_for_room(self) -> None:
         """Wait until `make_room` can do it. Cancellation stops the waiting only."""
-        while self.full and trio.current_time() < self._due():
-            with trio.CancelScope(deadline=self._due()):
+        while self.full and trio.current_time() < self._due(PATIENCE):
+            with trio.CancelScope(deadline=self._due(PATIENCE)):
                 await self._changed.park()
 
     def count_bytes(self, handshake: Handshake, size: int) -> None:
