@@ -553,7 +553,7 @@ async def test_cancelled_timers_do_not_pile_up() -> None:
 async def test_the_pumps_of_streams_share_the_time_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """They ask whether there is time; there is again in the next pass, whether or not others have turns in it."""
     now = 0.0
-    monkeypatch.setattr("trio_crowws._transport.base.perf_counter", lambda: now)
+    monkeypatch.setattr("trio_crowws._transport.turns.perf_counter", lambda: now)
     turns = TurnQueue()
     restless: Any = SimpleNamespace(turn=lambda: turns.add(restless))
     async with trio.open_nursery() as nursery:

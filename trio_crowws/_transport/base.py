@@ -31,7 +31,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from time import perf_counter
 from typing import Protocol
 
 import trio
@@ -41,6 +40,7 @@ from .._log import log
 from .._types import Address
 from .progress import MOST_WINDOWS, Progress
 from .timers import PASS_TIME, Timer, Timers
+from .turns import TurnQueue
 
 __all__ = ["PASS_TIME", "Address", "Receiver", "Transport", "TurnQueue", "count_small"]
 
@@ -501,103 +501,3 @@ class _Discard:
 
 
 _NOBODY = _Discard()
-
-
-class TurnQueue:
-    """The transports that want a turn in the next scheduler pass, and the task that gives it to them.
-
-    Attributes:
-      crowded: many connections have got something to work on just now. Their answers are collected for one turn: a
-        system call after each task would leave little of the interpreter in the processor's caches for the next one.
-      passes: how often the task has come round; so it is another number in the pass after the next `count_pass`.
-      parked: nobody has asked for the next pass; see `count_pass`.
-      pumped: how often a stream has been read.
-    """
-
-    __slots__ = (
-        "_release",
-        "_shared_pass",
-        "_shared_until",
-        "_task",
-        "_waiting",
-        "crowded",
-        "parked",
-        "passes",
-        "pumped",
-    )
-
-    def __init__(self) -> None:
-        self._shared_pass = -1
-        self._shared_until = 0.0
-        self.crowded = False
-        self.passes: int = 0
-        self.parked = False
-        self.pumped: int = 0
-        self._waiting: list[Transport] = []
-        self._task: trio.lowlevel.Task | None = None
-        self._release: trio.Event | None = None
-
-    def add(self, transport: Transport) -> None:
-        """Give `transport` a turn in the next pass."""
-        self._waiting.append(transport)
-        if self.parked:
-            self.count_pass()
-
-    @property
-    def behind(self) -> list[Transport]:
-        """The transports that have something to read that waits for a turn."""
-        return [transport for transport in self._waiting if transport.behind]
-
-    def has_time(self) -> bool:
-        """Whether one of many tasks that work for peers may do so in this pass; else it asks for a turn."""
-        now = perf_counter()
-        if self._shared_pass != self.passes:  # the first one of them in this pass
-            self._shared_pass = self.passes
-            self._shared_until = now + PASS_TIME
-            if self.parked:
-                self.count_pass()
-        return now < self._shared_until
-
-    def count_pass(self) -> None:
-        """Have the task, which is `parked`, run in the next pass, with or without turns to give."""
-        assert self._task is not None
-        self.parked = False
-        trio.lowlevel.reschedule(self._task)
-
-    def note_release(self) -> None:
-        """A transport has let go of its socket or stream."""
-        if self._release is not None:
-            self._release.set()
-
-    async def wait_release(self) -> None:
-        """Wait until the next transport has let go. Cancellation has no effect beyond the waiting."""
-        if self._release is None or self._release.is_set():
-            self._release = trio.Event()
-        await self._release.wait()
-
-    @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        """Give turns until cancelled."""
-        while True:
-            self.passes += 1
-            if self._waiting:
-                await trio.lowlevel.checkpoint()
-            else:
-                self._task = trio.lowlevel.current_task()
-                self.parked = True
-                await trio.lowlevel.wait_task_rescheduled(self._abort)
-            batch, self._waiting = self._waiting, []
-            until = perf_counter() + PASS_TIME
-            turns = iter(batch)
-            for transport in turns:
-                try:
-                    transport.turn()
-                except Exception as error:
-                    transport.report(error)
-                if perf_counter() > until:
-                    self._waiting[:0] = turns  # they come first in the next pass
-                    break
-
-    def _abort(self, _: object) -> trio.lowlevel.Abort:
-        self.parked = False
-        return trio.lowlevel.Abort.SUCCEEDED
