@@ -192,6 +192,13 @@ def secure_ticker(tmp_path_factory: pytest.TempPathFactory) -> Generator[Ticker]
         yield Ticker(port_of(process, log, 20), tls.client)
 
 
+@pytest.fixture(scope="module")
+def streaming_ticker(tmp_path_factory: pytest.TempPathFactory) -> Generator[Ticker]:
+    log = tmp_path_factory.mktemp("ticker") / "log"
+    with started([sys.executable, str(TICKER), "--without-epoll"], log, environment=unmeasured()) as process:
+        yield Ticker(port_of(process, log, 20), None)
+
+
 def assert_turns(ticker: Ticker, data: bytes, count: int, *, shake_hands: bool = True) -> None:
     """One of three attempts is short enough: that of others on the same machine also costs CPU time, by the caches."""
     seen: list[float] = []
@@ -219,3 +226,9 @@ def test_a_flood_of_new_connections(ticker: Ticker, kind: str) -> None:
 def test_a_flood_over_tls(secure_ticker: Ticker, kind: str) -> None:
     """It is the same where it has to be decrypted first."""
     assert_turns(secure_ticker, FLOODS[kind], 10)
+
+
+@pytest.mark.parametrize("kind", ["one byte", "1 MiB", "fragments of one byte", "compressed: bombs"])
+def test_a_flood_without_epoll(streaming_ticker: Ticker, kind: str) -> None:
+    """It is the same where each connection has a task that reads it."""
+    assert_turns(streaming_ticker, FLOODS[kind], 20)

@@ -1,6 +1,6 @@
 """A server that measures how long its loop is busy with peers, as a program of its own.
 
-    python ticker.py [CERTIFICATE KEY]
+    python ticker.py [--without-epoll] [CERTIFICATE KEY]
 
 Beside the server a task sleeps again and again for a moment. `/worst` answers with the most CPU time, in milliseconds,
 that has passed between two of its turns since that was asked for the last time. CPU time, because the machine may have
@@ -13,10 +13,12 @@ import gc
 import ssl
 import sys
 import time
+from functools import partial
 
 import trio
 
-from trio_crowws import App, Connection, Deflate, Server
+from trio_crowws import App, Connection, Deflate, Server, _server
+from trio_crowws._transport.engine import Engine
 
 
 def make_app(worst: list[float]) -> App:
@@ -70,4 +72,7 @@ async def main(certificate: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--without-epoll"]:
+        vars(_server)["Engine"] = partial(Engine, use_epoll=False)
+        del sys.argv[1]
     trio.run(main, sys.argv[1:])
