@@ -73,6 +73,6 @@ async def main(certificate: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--without-epoll"]:
-        vars(_server)["Engine"] = partial(Engine, use_epoll=False)
+        _server.__dict__["Engine"] = partial(Engine, use_epoll=False)
         del sys.argv[1]
     trio.run(main, sys.argv[1:])
