@@ -128,6 +128,7 @@ async def pour(streams: list[trio.SocketStream], data: bytes) -> None:
         for stream in streams:
             nursery.start_soon(send, stream)
         await trio.sleep(0.4)
+        await trio.testing.wait_all_tasks_blocked(0.05)  # what is dear is worked on in many turns
         nursery.cancel_scope.cancel()
 
 
