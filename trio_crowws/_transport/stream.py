@@ -89,6 +89,7 @@ class StreamTransport(Transport):
             self._fail(None)  # nothing but the end of the engine itself comes here with an open transport
             if self._below is not None:
                 self._below.take_away()
+                self._below = None  # it refers to this object
             try:
                 await close_stream(self._stream)
             finally:
