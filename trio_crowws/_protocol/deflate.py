@@ -9,9 +9,10 @@ hold back output when it was not given enough room for it, even when it has take
 its room is followed by another one. The work is bounded as well. The compressed message may not be larger than
 incompressible data becomes (`compressed_limit`), and its deflate streams are counted.
 
-All of it may still take long, so it is done in turns: each step is counted as `work`, by what it costs, and beyond
-`TURN` the rest of the message waits until `go_on` is called again. Until then the inflater is `busy`, and nothing else
-of the connection may be read. So what came of one message and is not inflated is never more than one read.
+All of it may still take long, so it is done in turns: each step is counted as `work`, by what it costs. Beyond `TURN`
+no other message is begun. A message that has been begun goes on for up to four turns, because each interruption costs a
+pass of the scheduler; then its rest waits until `go_on` is called again. Until then the inflater is `busy`, and nothing
+else of the connection may be read. So what came of one message and is not inflated is never more than one read.
 
 A block may say that it is the last one of its stream (BFINAL). Then the rest, if there is one, is another stream, which
 knows nothing of what was before (section 7.2.3.4). That is legal, and rare.
@@ -57,9 +58,10 @@ _STEP: Final = 32 * 1024
 _INPUT: Final = 16 * 1024
 
 # Work is counted in microseconds of a usual machine, roughly.
-TURN: Final = 512  # at most, and one step, before somebody looks whether others have to have their turn
+TURN: Final = 512  # at most, and one message, before somebody looks whether others have to have their turn
+_TURNS: Final = 4  # of one message, and one step, before it has to wait
 _STEP_WORK: Final = 2
-_BYTES_FOR_ONE: Final = 128  # bytes that are inflated, judged as text and copied; so a turn makes about 64 KiB
+_BYTES_FOR_ONE: Final = 256  # bytes taken and bytes made; so a turn makes 64 KiB, or up to twice that if they are zeros
 _STREAM_WORK: Final = 8  # making some seven kilobytes ready, for what may be two bytes long
 
 _MAX_STREAMS: Final = 1024
@@ -79,6 +81,7 @@ class Inflater(Extension):
 
     Attributes:
       breach: why wsproto was told to fail the connection, once it was.
+      busy: `go_on` has something to do.
       compressed_limit: the most bytes that a compressed message may have on the wire.
       work: what was done, in units of `TURN`; for the caller to set back and look at.
     """
@@ -87,6 +90,7 @@ class Inflater(Extension):
 
     def __init__(self, agreement: Agreement, max_payload: int | None, *, client: bool = False) -> None:
         self.breach: ProtocolError | None = None
+        self.busy = False
         self.work = 0
         self._limit = NO_LIMIT if max_payload is None else max_payload
         # Incompressible data grows by five bytes for each block, and by an eighth where it is coded all the same.
@@ -117,18 +121,14 @@ class Inflater(Extension):
         self._compressed = False  # that message is
         self._inflating = False  # the payload of this frame is for the stream
 
-    @property
-    def busy(self) -> bool:
-        """Whether `go_on` has something to do."""
-        return self._ending or self._full or bool(self._rest or self._input)
-
     def go_on(self) -> str | bytes | None:
-        """Inflate what came, for one turn; return the message if that was all of it.
+        """Inflate what came, for a few turns at most; return the message if that was all of it.
 
         Raises:
           ProtocolError: as `inflate` does.
         """
-        while self.work < TURN:
+        most = _TURNS * TURN
+        while self.work < most:
             if self._rest or self._full:
                 piece, self._rest, self._full = self._step(self._rest, self._tail)
                 self._add(piece)
@@ -143,6 +143,7 @@ class Inflater(Extension):
                 return self._join()
             else:
                 break
+        self.busy = self._ending or self._full or bool(self._rest or self._input)
         return None
 
     def take(self) -> str | bytes | None:
@@ -182,13 +183,12 @@ class Inflater(Extension):
         return self.inflate(payload, text=data[position] == TEXT | RSV1), stop
 
     def inflate(self, payload: bytes, *, text: bool) -> str | bytes | None:
-        """Inflate the payload of a message that came in one frame; `None` if it takes more than one turn.
+        """Inflate the payload of a message that came in one frame; `None` if it takes more than a few turns.
 
         Raises:
           ProtocolError: it is too large, or corrupt, or not UTF-8; nothing more can be inflated.
         """
         self._begin(text)
-        self._ending = True
         if 0 < len(payload) <= _INPUT:
             piece, rest, full = self._step(payload + _TAIL, True)
             if not rest and not full:  # nearly always
@@ -197,6 +197,7 @@ class Inflater(Extension):
             self._add(piece)
         else:
             self._input = payload
+        self._ending = True
         return self.go_on()
 
     # The hooks of wsproto
@@ -225,6 +226,7 @@ class Inflater(Extension):
         if self._frame is None or self._frame.iscontrol() or not self._inflating:
             return data
         self._input += data
+        self.busy = True
         return b""
 
     def frame_inbound_complete(self, proto: FrameDecoder | FrameProtocol, fin: bool) -> CloseReason | None:
@@ -234,6 +236,7 @@ class Inflater(Extension):
             return None
         self._open = not fin
         self._ending = fin and self._inflating
+        self.busy = self.busy or self._ending
         return self._verdict()
 
     def _begin_frame(self, opcode: Opcode, rsv1: bool, length: int) -> None:
@@ -266,13 +269,12 @@ class Inflater(Extension):
     def _join(self) -> str | bytes:
         chunks, self._chunks = self._chunks, None
         self._decoder = None
+        self._ending = self.busy = False
         return self._message_of(b"" if chunks is None else chunks.join())
 
     def _message_of(self, payload: bytes) -> str | bytes:
-        self._ending = False
         if not self._keeps_context:
             self._stream = None
-        self.work += len(payload) // _BYTES_FOR_ONE
         if not self._text:
             return payload
         try:
@@ -294,12 +296,13 @@ class Inflater(Extension):
         except zlib.error as error:
             raise _corrupt() from error
         size = len(piece)
+        rest = stream.unconsumed_tail
         self._size += size
-        self.work += _STEP_WORK + (size + len(data) - len(stream.unconsumed_tail)) // _BYTES_FOR_ONE
+        self.work += _STEP_WORK + (size + len(data) - len(rest)) // _BYTES_FOR_ONE
         if self._size > self._limit:
             raise _too_big(self._size, self._limit)
         if not stream.eof:
-            return piece, stream.unconsumed_tail, size == room
+            return piece, rest, size == room
         return piece, self._end_stream(stream.unused_data, last), False
 
     def _end_stream(self, rest: bytes, last: bool) -> bytes:

@@ -11,7 +11,7 @@ are two lanes, and this module is mostly about when to change between them.
 must be, states its length in the shortest form, and is within the limits. Such a frame is decoded right here.
 *Everything else* goes to the referee, a wsproto `Connection` with the `Limits` extension that is made when first
 needed: fragmented messages and all that comes between their frames, and whatever is wrong in any way. The fast lane
-does not fail a connection: it declines a frame, and the referee finds the words.
+does not fail a connection: it declines a frame, and wsproto produces the close code and the reason.
 
 For the lanes to change, wsproto must stand at the beginning of a frame whenever the fast lane runs. What it once got
 cannot be taken back, so it is given exactly one frame at a time (in pieces, as they come), and it owns the connection
@@ -24,8 +24,8 @@ wsproto. It keeps what it inflates until the message is complete. It has only on
 has seen a part of it nobody else can judge the rest, so here alone the fast lane reports a fault.
 
 Turns. What a frame costs depends on its kind, by a factor of a thousand for the same number of bytes. So a call of
-`receive` ends when it has done a certain amount of work: so many plain frames, fewer of those that are for the referee,
-and of compressed messages what the inflater counts as one turn, be that a part of a message.
+`receive` ends when it has done a certain amount of work: so many plain frames, and as many of those for the referee and
+of the compressed messages as cost one turn together. A compressed message that costs several is inflated in parts.
 
 Failing early. A bad frame must be known as bad from its first bad byte, not from its last (that is what strict
 conformance asks, and it is what keeps memory bounded):
@@ -158,8 +158,8 @@ class FrameReader:
 
         Args:
           data: the next bytes of the stream; empty to go on with the backlog.
-          limit: how many frames to look at; fewer where they are dear. A frame makes one event at most, and the
-            first frames of a fragmented message make none, nor does a message of which only a part was inflated:
+          limit: how many frames to look at; fewer of those that cost more work. A frame makes one event at most, and
+            the first frames of a fragmented message make none, nor does a message of which only a part was inflated:
             `backlog`, not the number of events, says whether to call again.
         """
         if self._at_rest:
@@ -192,7 +192,8 @@ class FrameReader:
                 self._inflate(inflater, events)
                 if self.finished:
                     return events
-                limit = 0 if inflater.busy else limit
+                if inflater.busy or inflater.work >= TURN:
+                    limit = 0
         position = 0
         if self._rest:
             if data:
@@ -232,13 +233,18 @@ class FrameReader:
             if position == before or self.finished:
                 break
             plain = self._owner is None
-            if self._work >= TURN or (inflater is not None and (inflater.busy or inflater.work >= TURN)):
+            if inflater is None:
+                if self._work >= TURN:
+                    self.backlog = position < end
+                    break
+            elif inflater.busy:
+                self.backlog = True
+                break
+            elif self._work + inflater.work >= TURN:
                 self.backlog = position < end
                 break
         else:
-            self.backlog = position < end
-        if inflater is not None and inflater.busy and not self.finished:
-            self.backlog = True
+            self.backlog = position < end or (inflater is not None and inflater.busy)
         if position < end or self._rest:
             self._keep(data, position)
         self._at_rest = not (self._owner or self._rest or self.finished or self._inflater)
