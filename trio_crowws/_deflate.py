@@ -56,7 +56,7 @@ class Deflate:
     """1 to 9: how much memory zlib may use beyond the window."""
     server_max_window_bits: int = 12
     """9 to 15: the window of what the server sends has at most two to the power of this bytes. A client tells the
-    server only of less than 12, because not all servers bear to be told."""
+    server only of less than 12, because some servers refuse the handshake then."""
     client_max_window_bits: int = 12
     """9 to 15: the same for what the client sends; 15 where the client does not offer to limit it."""
     server_no_context_takeover: bool = True

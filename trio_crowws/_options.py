@@ -221,8 +221,8 @@ class Options:
     max_payload: int | None = MIB
     """The largest message, after inflation; a larger one ends the connection with 1009. `None`: no limit."""
     max_fragments: int | None = 1024
-    """The most frames of one message, empty ones included; 1008 beyond. `None`: no limit. However small they are, they
-    cost the connection that sends them a part of its own turn, and nobody else's."""
+    """The most frames of one message, empty ones included; 1008 beyond. `None`: no limit. However small they are, the
+    work for them counts in the turn of the connection that sends them, and in nobody else's."""
     control_rate: tuple[float, float] | None = (50, 100)
     """Control frames and empty fragments: how many per second, and how many at once; 1008 beyond. `None`: no limit.
     Fragments that carry something have no rate, because some honest peers send all they have in very small ones."""

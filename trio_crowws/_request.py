@@ -8,13 +8,13 @@ the meaning of those beyond ASCII). Path and query are UTF-8 in percent-encoding
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, final, overload
+from typing import Any, TypeAlias, TypeVar, final, overload
 from urllib.parse import parse_qsl, unquote
 
 from ._foreign import place, quoted
 from ._types import Address
 
-__all__ = ["Headers", "Query", "Request", "split_list"]
+__all__ = ["Headers", "OriginPolicy", "Query", "Request", "split_list"]
 
 T = TypeVar("T")
 
@@ -214,6 +214,10 @@ class Request:
     def subprotocols(self) -> tuple[str, ...]:
         """The subprotocols that the client offers, each once, in its order of preference."""
         return tuple(dict.fromkeys(split_list(self.headers.get_all("sec-websocket-protocol"))))
+
+
+OriginPolicy: TypeAlias = str | Sequence[str] | Callable[[Request], bool]
+"""The option `origins`: `"same"`, `"*"`, a sequence of origins, or a function that decides about a request."""
 
 
 def split_list(lines: Iterable[str]) -> list[str]:

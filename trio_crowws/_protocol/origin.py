@@ -13,9 +13,8 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from .._foreign import quoted
-from .._request import Request
+from .._request import OriginPolicy, Request
 from ..errors import HandshakeError
-from ..typing import OriginPolicy
 
 __all__ = ["check_origin"]
 
