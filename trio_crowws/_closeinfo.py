@@ -110,3 +110,6 @@ class CloseInfo:
     sent: CloseFrame | None
     received: CloseFrame | None
     error: Exception | None
+
+    def __copy__(self) -> CloseInfo:
+        return self  # it cannot be changed; and a copy by way of pickling may lose `error` (see `errors.py`)

@@ -6,9 +6,10 @@ else, and an error that cannot leave a worker process hangs or breaks the pool t
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
-__all__ = ["rebuild", "reduce_error"]
+__all__ = ["rebuild", "reduce_error", "survives"]
 
 
 def reduce_error(error: BaseException) -> tuple[Any, ...]:
@@ -18,6 +19,14 @@ def reduce_error(error: BaseException) -> tuple[Any, ...]:
         places = {name: getattr(error, name) for name in ("errno", "strerror")}
         state.update({name: value for name, value in places.items() if value is not None})
     return rebuild, (type(error), error.args), state
+
+
+def survives(error: Exception) -> bool:
+    """Whether an exception of the application's can be pickled and comes back as one."""
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), Exception)
+    except Exception:  # a constructor of its own, or an attribute that belongs to this process, as a lock
+        return False
 
 
 def rebuild(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:

@@ -27,12 +27,13 @@ one of them is the reason, it is the `__cause__`.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from typing import Any
 
 from ._closeinfo import CloseInfo
-from ._copying import reduce_error
-from ._foreign import quoted, text_of
+from ._copying import reduce_error, survives
+from ._foreign import describe, quoted, text_of
 from ._request import Headers
 from ._response import ServerResponse
 
@@ -63,7 +64,8 @@ class CrowWSError(Exception):
     """Base of every exception of this package.
 
     Those that describe the end of a connection have an attribute `code`, the close code that belongs to it. All of
-    them, and subclasses of your own, can be copied and pickled, with all attributes that can be.
+    them, and subclasses of your own, can be copied and pickled, with all attributes that can be. An exception of the
+    application's in a `CloseInfo` that cannot be pickled becomes a `HandlerError` that says what it was.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -241,3 +243,15 @@ class HandlerError(CrowWSError):
     """A callback broke its contract: it returned what it must not, or did not end in time; close code 1011."""
 
     code: int = 1011
+
+
+def _reduce_close_info(info: CloseInfo) -> tuple[Any, ...]:
+    """How a `CloseInfo` is pickled: the end of a connection can be told anywhere, whatever the application raised."""
+    error = info.error
+    if error is not None and not survives(error):
+        error = HandlerError(describe(error))
+    return CloseInfo, (info.code, info.reason, info.clean, info.initiator, info.sent, info.received, error)
+
+
+# Not `CloseInfo.__reduce__`: the exceptions are built on that module, so it does not know them.
+copyreg.pickle(CloseInfo, _reduce_close_info)

@@ -6,6 +6,7 @@ import copy
 import errno
 import inspect
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from trio_crowws import (
     ConnectionClosedOK,
     CrowWSError,
     Deflate,
+    HandlerError,
     HandshakeError,
     Headers,
     LinkPhase,
@@ -170,3 +172,36 @@ async def test_an_error_comes_back_from_a_worker_process() -> None:
     again = pickle.loads(pickle.dumps(caught.value))
     error = caught.value
     assert (str(again), again.info, again.connection_id) == (str(error), error.info, error.connection_id)
+
+
+class Weird(Exception):
+    """Python calls the class with `args` when it unpickles, and this one takes something else."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def locked() -> Exception:
+    error = ValueError("busy")
+    error.add_note("a note")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("own", [Weird(1, 2), locked()], ids=["constructor", "lock"])
+def test_what_cannot_be_pickled_does_not_hold_up_the_rest(own: Exception, way: Callable[[Any], Any]) -> None:
+    """Where the exception of an application cannot be pickled, a `HandlerError` with its text takes its place."""
+    info = CloseInfo(1011, "", False, "local", CloseFrame(1011), None, own)
+    for again in (way(info), way(ConnectionClosedError(info, "c1")).info, way(PeerClosed(None, info)).info):
+        assert (again.code, again.sent) == (info.code, info.sent)
+        assert type(again.error) is HandlerError
+        assert str(again.error) == repr(own)
+        assert way(again.error).args == again.error.args
+
+
+def test_a_shallow_copy_refers_to_the_same_error() -> None:
+    """Nothing is pickled when an exception is copied, so its record keeps the exception of the application."""
+    info = CloseInfo(1011, "", False, "local", CloseFrame(1011), None, Weird(1, 2))
+    assert copy.copy(info) == info
+    assert copy.copy(ConnectionClosedError(info, "c1")).info.error is info.error
