@@ -75,7 +75,6 @@ class Rooms:
         self._members: dict[str, set[Connection]] = {}
         self._joined: dict[Connection, set[str]] = {}
 
-    @trio.lowlevel.enable_ki_protection
     def join(self, conn: Connection, room: str) -> bool:
         """Make `conn` a member of `room`; `False` if it is one already."""
         if not isinstance(room, str):
@@ -87,7 +86,6 @@ class Rooms:
         self._joined.setdefault(conn, set()).add(room)
         return True
 
-    @trio.lowlevel.enable_ki_protection
     def leave(self, conn: Connection, room: str) -> bool:
         """End the membership of `conn` in `room`; `False` if there was none."""
         members = self._members.get(room)

@@ -204,6 +204,26 @@ async def test_a_transport_that_cannot_be_aborted(kind: Kind, monkeypatch: pytes
     assert recorder.info.code == 1006
 
 
+@pytest.mark.parametrize("name", ["_on_lost", "_describe"])
+async def test_an_end_that_fails_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport tells its receiver twice that it is lost; where both fail, the end of the handler finds it out."""
+    app = App(close_timeout=0.05)
+    recorder = Recorder(app)
+    async with serving(app, "memory") as site, site.connect():
+        await recorder.wait("open")
+        conn = recorder.conn
+        saboteur = Saboteur(Connection, name, monkeypatch, times=2)
+        saboteur.choose(conn)
+        conn._transport._write_failed(OSError("broken"))
+        conn._transport.break_down(None)
+        assert saboteur.failed == 2
+        conn.cancel_scope.cancel()
+        await recorder.wait("close")
+    recorder.check()
+    assert recorder.info.code == 1006
+    assert "broken" in str(recorder.info.error)
+
+
 async def test_a_defect_where_answers_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the answers of a round are written one after the other, one that cannot be written costs its own peer."""
     app = App()

@@ -318,7 +318,7 @@ class Ending:
         return kind(info, self.id)
 
     def _conclude(self) -> None:
-        """What the peer sent before its Close, fault or end of stream has been taken: now that is due."""
+        """Everything before it is delivered; act on the Close, the fault or the end of the stream."""
         terminal = self._terminal
         if isinstance(terminal, CloseReceived):
             # Section 5.5.1: the answer echoes the code, and as it does with browsers, the reason too.
@@ -434,14 +434,19 @@ class Ending:
             self._conclude()
         elif self._phase is Phase.OPEN or self._phase is Phase.MUTE:
             self._begin_local_close(code)
+        elif self._close_info is None and self._phase is Phase.CLOSED:
+            self._become_closed(clean=False)  # when the transport said that it is lost, this has failed
 
     def _give_up_closing(self) -> None:
         """The peer had its time to finish the closing handshake."""
-        if self._transport.broken is not None:
+        broken = self._transport.broken
+        if broken is not None:
             self._transport.break_down(None)
         elif self._phase is not Phase.CLOSED:
             self._record(CloseTimeout("the peer did not finish the closing handshake in time"), "local")
             self._apply(Event.TIMEOUT)
+        if self._close_info is None:  # a transport says only once that it is lost, and here that has failed
+            self._on_lost(broken)
 
     def _watch_open(self, now: float) -> float | None:
         following = min(self._watch_stall(now), self._watch_heartbeat(now))
@@ -454,6 +459,7 @@ class Ending:
             return math.inf
         if not self._transport.blocked:
             self._stall_deadline = math.inf
+            self._watched = ()
             return math.inf
         if now < self._stall_deadline:
             return self._stall_deadline
@@ -470,8 +476,8 @@ class Ending:
         """Ping a silent peer, give up a dead one, and say when to look again.
 
         Everything that is received is life. While *we* do not read, the peer's pong could not be seen, so the clock
-        stands still and starts anew when reading goes on. A handler that takes nothing meanwhile gets a sign to the
-        peer sent in its place, which finds out about one that has gone.
+        stands still and starts anew when reading goes on. While reading is paused we send
+        an unsolicited pong; the write fails if the peer is gone.
         """
         interval, timeout = self._options.ping_interval, self._options.ping_timeout
         if interval is None or self._phase is not Phase.OPEN:

@@ -65,12 +65,7 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     try:
         with conn.cancel_scope:
             if conn.buffered:  # nearly always the kernel has taken the 101 already
-                late = Timer(conn._timers, lambda now: conn.cancel_scope.cancel(), conn._transport)
-                late.arm(deadline)
-                try:
-                    await conn._wait_flushed()
-                finally:
-                    late.cancel()
+                await _flush_answer(conn, deadline)
             if conn.is_open:
                 opened = True
                 listed.enter()
@@ -106,6 +101,17 @@ async def live(conn: Connection, deadline: float, early_data: bytes, listed: Lis
     end = _end(conn, listed if opened else None, pending, entered=entered)
     del pending  # what it raises refers to this frame, and would to itself
     await end
+
+
+async def _flush_answer(conn: Connection, deadline: float) -> None:
+    """Wait until the 101 has left; cancel the connection if it has not by `deadline`."""
+    # Not in `live`: what a closure refers to would be a cell there, for every idle connection.
+    late = Timer(conn._timers, lambda now: conn.cancel_scope.cancel(), conn._transport)
+    late.arm(deadline)
+    try:
+        await conn._wait_flushed()
+    finally:
+        late.cancel()
 
 
 async def leave(conn: Connection, error: BaseException | None) -> BaseException | None:

@@ -219,13 +219,16 @@ class Receiving(Sending):
                 refuse_awaitable(callback, result)
         except BaseException as error:
             own, rest = sort_out(self.id, error)
-            if own is not None:
-                self._handler_failed(own)
-            if rest is not None:
-                # SystemExit and its like end the program, but by way of the connection's task, as from an async
-                # callback: whoever feeds has to live on, or no peer would hear of it.
-                self._interrupt = rest
-                self._wake()
+            try:
+                if own is not None:
+                    self._handler_failed(own)
+                if rest is not None:
+                    # SystemExit and its like end the program, but by way of the connection's task, as from an async
+                    # callback. The poller (or the read pump) must not end.
+                    self._interrupt = rest
+                    self._wake()
+            finally:
+                del own, rest  # they refer to this frame, and so to themselves
 
     def _handler_failed(self, error: Exception) -> None:
         """The application raised: the connection ends, and the log says why."""
@@ -316,9 +319,10 @@ class Receiving(Sending):
             return self._closed_error()
         return CallbacksReceive(self.id)
 
-    @trio.lowlevel.enable_ki_protection
     async def _run_callbacks(self) -> None:
         """Call the callbacks for every message, until the connection has ended and the inbox is empty."""
+        # Protection from KeyboardInterrupt belongs to the code of a function: parking needs it, and the callbacks must
+        # not have it. So `_work`, which calls them, is a coroutine of its own; this one has the protection of `live`.
         while True:
             if self._inbox:
                 await self._work()
