@@ -562,6 +562,30 @@ async def test_the_latest_message_is_sent_before_a_close() -> None:
         assert await peer.receive_close() == CloseFrame(4000)
 
 
+async def test_send_does_not_overtake_the_latest_message() -> None:
+    """What `on_slow="latest"` has kept was sent before, though there would be room for the message of a `send`."""
+    app = App(on_slow="latest", send_limit=16 * KIB)
+    recorder = Recorder(app, hooks=waiting())
+    async with serving(app) as site, site.connect() as peer:
+        await recorder.wait("open")
+        conn = recorder.conn
+        conn.join("a")
+        await blocked(site, conn)
+        assert conn.send_nowait(bytes(1 * KIB))
+        app.publish("a", "kept" + " " * 20 * KIB)
+        queued = conn.buffered
+        assert queued < 16 * KIB
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await conn.send("cancelled")
+        assert conn.buffered == queued
+        await conn.send("last")
+        site.listener.faults.flow()
+        assert [await peer.receive(), await peer.receive()] == [b"stuck", bytes(1 * KIB)]
+        assert str(await peer.receive()).strip() == "kept"
+        assert await peer.receive() == "last"
+
+
 async def test_the_limit_is_strict() -> None:
     """What is queued and what is new together never exceed `send_limit`; exactly the limit is allowed."""
     app = App(send_limit=10_000, on_slow="drop")

@@ -115,6 +115,8 @@ class Sending(Ending):
         transport = self._transport
         if transport.buffered > self._high_water or self._waiting:
             await self._wait_for_room()
+        if self._latest is not None:  # it was sent before this message
+            self._write_latest()
         if self._packer is not None and self._packer.wants(frame, compress):
             self._write_packed(frame)
         else:
@@ -292,6 +294,16 @@ class Sending(Ending):
         else:
             self._write(frame)
 
+    def _write_latest(self) -> None:
+        """Queue all that "latest" keeps: what is sent now must not overtake it.
+
+        It does not wait for more room. Publishers can put newer messages in its place as fast as the peer takes them,
+        and then a `send` that waits until nothing is kept would never have its turn.
+        """
+        latest, self._latest = self._latest, None
+        for kept in (latest or {}).values():
+            self._write_now(*kept)
+
     def _answer_ping(self, payload: bytes) -> None:
         if self._phase > Phase.ANSWERING:
             return
@@ -319,10 +331,7 @@ class Sending(Ending):
             self._progress.unpark_all()
 
     def _send_close(self, frame: CloseFrame) -> None:
-        # What "latest" keeps was sent before the Close, so it stands before the Close frame.
-        for kept in (self._latest or {}).values():
-            self._write_now(*kept)
-        self._latest = None
+        self._write_latest()  # it was sent before the Close
         super()._send_close(frame)
 
     def _wake_all(self) -> None:
