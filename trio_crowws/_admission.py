@@ -189,17 +189,17 @@ class Admission:
     @trio.lowlevel.enable_ki_protection
     async def _answer(self, opening: Opening, request: Request, route: HTTPRoute) -> None:
         try:
-            outcome = await self._decider.decide(opening, request, None)
+            outcome = await self._decider.decide(opening, request, route, None)
             if isinstance(outcome, Reject):
-                opening.respond(outcome)
+                opening.respond(outcome, route)
             else:
-                response = await produce(self._decider, opening, request, route)
-                opening.respond(response, shared=not route.makes_anew)
+                opening.respond(await produce(self._decider, opening, request, route), route)
         except Undecided as undecided:
             opening.refuse(undecided.error)
         except BaseException as error:
             _give_up(opening, request, error)
         finally:
+            self._site._handshakes.release(opening)
             self._task_ended()
 
     @trio.lowlevel.enable_ki_protection
@@ -223,12 +223,12 @@ class Admission:
         opening, request = upgrade.opening, upgrade.request
         try:
             callbacks = self._callbacks_for(upgrade)
-            outcome = await self._decider.decide(opening, request, callbacks.accept)
+            outcome = await self._decider.decide(opening, request, upgrade.route, callbacks.accept)
             if opening.answered:  # the peer has gone meanwhile, and nothing more would be heard of its transport
                 return None
             if isinstance(outcome, Accept):
                 return self._open(upgrade._replace(callbacks=callbacks), outcome)
-            opening.respond(outcome)
+            opening.respond(outcome, upgrade.route)
             log.info("refused %s for %s with %d", place(request.remote_address), quoted(request.path), outcome.status)
         except Undecided as undecided:
             opening.refuse(undecided.error)
@@ -236,6 +236,8 @@ class Admission:
             opening.refuse(error)
         except BaseException as error:
             _give_up(opening, request, error)
+        finally:
+            self._site._handshakes.release(opening)
         self._site._tally.refused += 1
         return None
 

@@ -212,16 +212,8 @@ class HTTPRoute:
         self.path = path
         self.callback = callback
         self.content_type = content_type
-        self.makes_anew = False
         self._text = ""
         self._encoded = b""
-        self._last: int | None = None
-
-    def note_body(self, body: bytes) -> None:
-        """Look whether the bodies of the answers are different objects, or the same one again and again."""
-        if id(body) != self._last:
-            self.makes_anew = self._last is not None
-            self._last = id(body)
 
     def encode(self, text: str) -> bytes:
         """A large text that is the answer again and again is encoded once, and in memory once for all who read it."""

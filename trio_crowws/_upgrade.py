@@ -102,8 +102,10 @@ class Decider:
         """Whether there is nobody to ask about a request, neither a middleware nor `accept`."""
         return accept is None and not self._site._middlewares
 
-    async def decide(self, opening: Opening, request: Request, accept: Callback | None) -> Accept | Reject:
-        """Ask the middlewares, then `accept`.
+    async def decide(
+        self, opening: Opening, request: Request, route: Route | HTTPRoute, accept: Callback | None
+    ) -> Accept | Reject:
+        """Ask the middlewares, then `accept`, about a request for `route`.
 
         Raises:
           Undecided: there is no decision; it says what to answer.
@@ -112,15 +114,15 @@ class Decider:
             raise Undecided(SHUTTING_DOWN)
         outcome: Accept | Reject = PLAINLY
         for callback in self._site._middlewares:
-            outcome = _interpret(await self.ask(opening, request, callback), may_accept=False)
+            outcome = _interpret(await self.ask(opening, request, route, callback), may_accept=False)
             if is_a(outcome, Reject):
                 return outcome
         if accept is not None:
-            outcome = _interpret(await self.ask(opening, request, accept), may_accept=True)
+            outcome = _interpret(await self.ask(opening, request, route, accept), may_accept=True)
         return outcome
 
-    async def ask(self, opening: Opening, request: Request, callback: Callback, *, large: bool = False) -> Any:
-        """Call one function of the application about `request`; for a `large` answer, once there is memory for it.
+    async def ask(self, opening: Opening, request: Request, route: Route | HTTPRoute, callback: Callback) -> Any:
+        """Call one function of the application about `request`, once there is memory for what it may answer.
 
         Raises:
           Undecided: it failed or took too long, or the server shuts down.
@@ -128,8 +130,7 @@ class Decider:
         with opening.fair_scope() as scope:
             self._asking[opening] = scope
             try:
-                if large:
-                    await self._site._handshakes.wait_to_answer()
+                await self._site._handshakes.reserve(opening, route)
                 return await call(callback, request)
             except Reject as reject:
                 return reject
@@ -182,14 +183,12 @@ async def produce(decider: Decider, opening: Opening, request: Request, route: H
     Raises:
       Undecided: it failed, took too long, or returned what cannot be sent.
     """
-    result = await decider.ask(opening, request, route.callback, large=route.makes_anew)
+    result = await decider.ask(opening, request, route, route.callback)
     content_type = route.content_type
     try:
         if type(result) is str and len(result) >= _LARGE_TEXT:
             result, content_type = route.encode(result), content_type or TEXT
-        response = as_response(result, content_type)
-        route.note_body(response.body)
-        return response
+        return as_response(result, content_type)
     except (TypeError, ValueError) as error:
         _log_failure(route.callback, request, error)
         raise Undecided(internal_error()) from error

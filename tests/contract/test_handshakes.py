@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from support.servers import Kind, Recorder, Site, serving, until
-from trio_crowws import App, Connection, Response
+from trio_crowws import App, Connection, Reject, Response
 from trio_crowws._session import handshakes
 from trio_crowws._session.handshakes import Handshakes
 from trio_crowws._session.opening import Opening
@@ -33,6 +33,7 @@ class Peer:
 
     def __init__(self, dropped: list[Peer]) -> None:
         self._dropped = dropped
+        self.taken = 0
 
     def drop(self) -> None:
         self._dropped.append(self)
@@ -138,13 +139,14 @@ async def silent_peers(site: Site, count: int, said: bytes) -> AsyncGenerator[li
     """Peers that say something and nothing more; they come one after the other."""
     async with AsyncExitStack() as stack:
         streams = []
+        there = len(handshakes_of(site))
         for number in range(count):
             stream = await site.open_stream()
             stack.push_async_callback(trio.aclose_forcefully, stream)
             if isinstance(stream, trio.SSLStream):
                 await stream.do_handshake()
             await stream.send_all(said)
-            await until(lambda number=number: len(handshakes_of(site)) == number + 1)  # type: ignore[misc]
+            await until(lambda number=number: len(handshakes_of(site)) == there + number + 1)  # type: ignore[misc]
             streams.append(stream)
         yield streams
 
@@ -232,20 +234,134 @@ async def test_pages_that_are_made_anew(secure: bool, monkeypatch: pytest.Monkey
     assert handshakes_of(site).bytes == 0
 
 
-async def test_a_page_that_is_shared_is_no_memory() -> None:
-    """A page that is the same object each time does not count, and neither do small answers without a body."""
-    page = bytes(1 << 24)
+async def test_a_page_that_is_shared_counts_once() -> None:
+    """A page that is one object for several peers counts once, also after it was made anew; small answers do not."""
+    size = 1 << 24
+    pages = [bytes(size), bytes(size)]
     app = App()
-    app.http("/page")(lambda request: page)
+    app.http("/page")(lambda request: pages[0])
+    app.http("/small")(lambda request: "ok")
     app.http("/nothing")(lambda request: Response(204))
-    async with serving(app, "tcp") as site, silent_peers(site, 3, PAGE):
-        assert handshakes_of(site).bytes == 0
-        for _ in range(3):
+    async with serving(app, "tcp") as site:
+        async with silent_peers(site, 3, PAGE):
+            assert handshakes_of(site).bytes == size
+            del pages[0]
+            async with silent_peers(site, 3, PAGE):
+                assert handshakes_of(site).bytes == 2 * size
+                small, nothing = (PAGE.replace(b"page", name) for name in (b"small", b"nothing"))
+                async with silent_peers(site, 1, small), silent_peers(site, 1, nothing):
+                    assert handshakes_of(site).bytes == 2 * size
+        await until(lambda: handshakes_of(site).bytes == 0)
+
+
+async def test_who_takes_its_answer_is_not_dropped(autojump_clock: trio.testing.MockClock) -> None:
+    """Where memory is short, who takes nothing is dropped, and not who takes its answer, however old that is."""
+    dropped: list[Peer] = []
+    all_of_them = Handshakes(10)
+    slow, idle, comes = (Peer(dropped) for _ in range(3))
+    for peer in (slow, idle):
+        all_of_them.wait_for(peer)
+        all_of_them.count_body(peer, bytes(handshakes.MOST_BYTES // 2), "page")
+
+    async def read() -> None:
+        while True:
+            await trio.sleep(0.1)
+            slow.taken += 1024
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.sleep(3)
+        await all_of_them.reserve(comes, "page")
+        assert dropped == [idle]
+        assert all_of_them.drop_oldest() is False
+        nursery.cancel_scope.cancel()
+    await trio.sleep(1)
+    assert all_of_them.drop_oldest()
+    assert dropped == [idle, slow]
+
+
+async def test_who_has_just_been_answered_has_its_time(autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody is dropped for memory before its time; it comes out again when somebody has taken an answer."""
+    dropped: list[Peer] = []
+    all_of_them = Handshakes(10)
+    one, two, comes = (Peer(dropped) for _ in range(3))
+    all_of_them.wait_for(one)
+    all_of_them.count_body(one, bytes(handshakes.MOST_BYTES), "page")
+    start = trio.current_time()
+    await all_of_them.reserve(comes, "page")
+    assert trio.current_time() - start == pytest.approx(handshakes.PATIENCE)
+    assert dropped == [one]
+
+    async with trio.open_nursery() as nursery:  # what is being made counts as if it was
+        nursery.start_soon(all_of_them.reserve, two, "page")
+        await trio.sleep(10)
+        assert all_of_them.bytes == handshakes.MOST_BYTES
+        all_of_them.release(comes)
+    assert all_of_them.bytes == handshakes.MOST_BYTES
+    all_of_them.release(two)
+    assert all_of_them.bytes == 0
+
+
+@pytest.mark.parametrize("where", ["accept", "middleware", "page"])
+async def test_refusals_with_a_large_body(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body of a `Reject` counts as that of a page does, whoever has made it."""
+    size = 1 << 24
+    monkeypatch.setattr(handshakes, "MOST_BYTES", 2 * size)
+    app = App()
+
+    def refuse(request: object) -> Reject:
+        return Reject(403, bytes(size))
+
+    app.websocket("/").onmessage(lambda conn, message: None).onaccept(refuse)
+    app.http("/page")(refuse if where == "page" else lambda request: "page")
+    if where == "middleware":
+        app.middleware(refuse)
+    async with serving(app, "tcp") as site, AsyncExitStack() as stack:
+        for _ in range(6):
             stream = await site.open_stream()
-            await stream.send_all(PAGE.replace(b"page", b"nothing"))
-            assert (await read_all(stream)).startswith(b"HTTP/1.1 204 ")
-            await trio.aclose_forcefully(stream)
-        assert handshakes_of(site).bytes == 0
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+            await stream.send_all(REQUEST if where == "accept" else PAGE)
+            assert (await stream.receive_some(12)).startswith(b"HTTP/1.1 403")
+            assert size <= handshakes_of(site).bytes <= 2 * size
+        assert len(handshakes_of(site)) <= 2
+
+
+async def test_large_pages_are_not_made_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that an async function is making has its memory from the beginning, once its size is known."""
+    size = 1 << 20
+    monkeypatch.setattr(handshakes, "MOST_BYTES", 3 * size)
+    app = App()
+    go_on = trio.Event()
+    go_on.set()
+    making = 0
+
+    @app.http("/page")
+    async def page(request: object) -> bytes:
+        nonlocal making
+        making += 1
+        await go_on.wait()
+        return bytes(size)
+
+    async with serving(app, "tcp") as site, AsyncExitStack() as stack:
+        streams = [await site.open_stream() for _ in range(9)]
+        for stream in streams:
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+        await streams[0].send_all(PAGE)
+        await read_all(streams[0])
+        await trio.aclose_forcefully(streams[0])
+        await until(lambda: handshakes_of(site).bytes == 0)
+        go_on = trio.Event()
+        for stream in streams[1:]:
+            await stream.send_all(PAGE)
+        await until(handshakes_of(site)._turn.locked)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert making == 1 + 3
+        assert handshakes_of(site).bytes == 3 * size
+        go_on.set()
+        async with trio.open_nursery() as nursery:
+            for stream in streams[1:]:
+                nursery.start_soon(read_all, stream)
+        assert making == 9
 
 
 @pytest.mark.parametrize("ending", ["timeout", "shutdown"])
@@ -262,18 +378,17 @@ async def test_who_waits_for_memory_is_not_forgotten(ending: str, monkeypatch: p
         return bytes(1 << 24)
 
     async with serving(app, "tcp") as site, AsyncExitStack() as stack, trio.open_nursery() as nursery:
-        streams = [await site.open_stream() for _ in range(3)]
+        streams = [await site.open_stream() for _ in range(2)]
         for stream in streams:
             stack.push_async_callback(trio.aclose_forcefully, stream)
-        for stream in streams[:2]:  # after the first one it is not known yet that the next one is another
-            await stream.send_all(PAGE)
-            assert (await stream.receive_some(12)).startswith(b"HTTP/1.1 200")
-        await streams[2].send_all(PAGE)
+        await streams[0].send_all(PAGE)
+        assert (await streams[0].receive_some(12)).startswith(b"HTTP/1.1 200")
+        await streams[1].send_all(PAGE)
         if ending == "shutdown":
             await until(lambda: bool(handshakes_of(site)._turn.statistics().locked))
             nursery.start_soon(site.server.aclose)
-        assert (await read_all(streams[2])).startswith(b"HTTP/1.1 503 ")
-        assert len(asked) == 2
+        assert (await read_all(streams[1])).startswith(b"HTTP/1.1 503 ")
+        assert len(asked) == 1
 
 
 @pytest.mark.usefixtures("impatient")

@@ -127,12 +127,18 @@ class Opening:
         address = place(self.transport.remote_address)
         log.info("refused %s for %s with %d: %s", address, path, error.status, quoted_text(error))
 
-    def respond(self, response: Response, *, shared: bool = True) -> None:
-        """Answer with `response` and close; its memory counts unless the body is `shared` by all who ask for it."""
-        answer = self._render(response.status, response.headers, response.body)
+    def respond(self, response: Response, maker: object) -> None:
+        """Answer with `response`, which the functions of the route `maker` have made, and close."""
+        body = response.body
+        answer = self._render(response.status, response.headers, body)
         self._send(answer)
-        if not shared and not self.transport.closed and len(answer) > 1:
-            self._handshakes.count_bytes(self, len(response.body))
+        if not self.transport.closed and len(answer) > 1:
+            self._handshakes.count_body(self, body, maker)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the peer has taken so far."""
+        return self.transport.acknowledged
 
     def _as_answer(self, error: HandshakeError) -> list[bytes]:
         headers = (*error.headers, ("Content-Type", "text/plain; charset=utf-8"))
