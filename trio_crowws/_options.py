@@ -23,11 +23,9 @@ __all__ = ["Options", "check_context", "check_option", "check_seconds"]
 KIB = 1024
 MIB = 1024 * KIB
 
-_UNSENT = 128 * KIB
-"""`unsent_limit="auto"`: enough for the kernel not to run dry, and no more than one or two of our own writes."""
-
 _LATEST_UNSENT = 16 * KIB
-"""The same with `on_slow="latest"`: a few messages of the usual size."""
+"""`unsent_limit="auto"` with `on_slow="latest"`: a few messages of the usual size. For the other policies, fresh is no
+better than old, and a limit makes large messages slower."""
 
 
 class _Check(NamedTuple):
@@ -273,9 +271,9 @@ class Options:
     """`"close"` (1013), `"drop"` (the newest message, counted) or `"latest"` (only the newest message of each room)."""
     unsent_limit: int | Literal["auto"] | None = "auto"
     """How many bytes the operating system takes that it cannot send yet (`TCP_NOTSENT_LOWAT`): no policy reaches what
-    it has taken. `"auto"`: 128 KiB, and 16 KiB with `on_slow="latest"`, where no more than this is queued on this side
-    either. `None`: as much as the system thinks good, which may be megabytes. Of no effect where the system has no such
-    limit; for a Unix socket it is the size of its buffer."""
+    it has taken. `"auto"`: 16 KiB with `on_slow="latest"`, and `None` with the other policies. `None`: as much as the
+    system thinks good, which may be megabytes. With `on_slow="latest"` no more than this is queued on this side either.
+    Of no effect where the system has no such limit; for a Unix socket it is the size of its buffer."""
     send_timeout: float | None = 10
     """The connection is aborted when a peer takes nothing of what is queued for this long, or less than 1 KiB for each
     second and a hundredth of what waits. `None`: never."""
@@ -312,7 +310,7 @@ class Options:
         """`unsent_limit` in bytes, with `"auto"` decided; `None` to leave it to the operating system."""
         if self.unsent_limit != "auto":
             return self.unsent_limit
-        return _LATEST_UNSENT if self.on_slow == "latest" else _UNSENT
+        return _LATEST_UNSENT if self.on_slow == "latest" else None
 
     @property
     def _queue_limit(self) -> int:

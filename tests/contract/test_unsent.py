@@ -43,8 +43,9 @@ def told(conn: Connection) -> int:
 
 
 OPTIONS: list[tuple[dict[str, Any], int]] = [
-    ({}, 128 * KIB),
-    ({"on_slow": "drop"}, 128 * KIB),
+    ({}, UNLIMITED),
+    ({"on_slow": "drop"}, UNLIMITED),
+    ({"unsent_limit": 128 * KIB}, 128 * KIB),
     ({"on_slow": "latest"}, 16 * KIB),
     ({"on_slow": "latest", "unsent_limit": 4 * KIB}, 4 * KIB),
     ({"on_slow": "latest", "unsent_limit": None}, UNLIMITED),
@@ -167,8 +168,8 @@ async def test_a_large_message_with_any_limit(limit: int | None) -> None:
 
 
 async def test_what_is_queued_shows_early() -> None:
-    """`conn.buffered` tells what a peer has not read, although the kernel would have room for more."""
-    app = App(send_limit=8_000_000, send_timeout=None)
+    """With a limit, `conn.buffered` tells what a peer has not read, although the kernel would have room for more."""
+    app = App(send_limit=8_000_000, send_timeout=None, unsent_limit=128 * KIB)
     recorder = Recorder(app, hooks=waiting())
     async with serving_raw(app) as server, open_raw(server) as client:
         await client.upgrade("/")

@@ -46,19 +46,21 @@ _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if hasattr(selec
 _READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
 
 _PATIENCE = 0.001
-"""Seconds of work within a round, after which those that are done do not wait for the others any more."""
+"""Seconds of callbacks within a round, after which the connections that are finished are flushed."""
 
-_ROUNDS_TIME = 1.5 * PASS_TIME
-"""Seconds after which a round is broken off. What was read, or is ready to be read, then goes by the turn queue."""
+_ROUNDS_TIME = 3 * PASS_TIME
+"""Seconds after which a round is broken off. What was read, or is ready to be read, then goes by the turn queue. That
+costs more than a round, so it is for floods: a publish to a thousand members takes about as long."""
 
 _ROUND_TIME = 0.75 * PASS_TIME
-"""Seconds that have to be left for another round: more than nearly all rounds take, because breaking off costs more."""
+"""Begin another round only if so many seconds of `_ROUNDS_TIME` are left: nearly all rounds take less, so they are not
+broken off."""
 
 _CROWD = 16
 """Sockets of one round, from which on the writing of their tasks is put off; with fewer that would be slower."""
 
-_LOOKS = 30
-"""Looks at an empty epoll object before the process may sleep; one takes about a microsecond."""
+_LOOK_TIME = 60e-6
+"""Seconds of looking at an empty epoll object before the process may sleep; one look takes less than a microsecond."""
 
 _MOST_PASSED_OVER = 63
 """Chances to look that are passed over after many looks in vain."""
@@ -375,7 +377,7 @@ class Poller:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                self._serve()
+                self._serve(self._ready())
                 while self._may_look():
                     # After two passes every task that was woken has had its turn to answer.
                     await trio.lowlevel.checkpoint()
@@ -385,27 +387,30 @@ class Poller:
         finally:
             self._epoll.close()
 
-    def _serve(self) -> int:
-        """Rounds, as long as they find much; return how many sockets the best of them found."""
+    def _serve(self, events: list[tuple[int, int]]) -> None:
+        """Rounds, as long as they find much; the first one has found `events`."""
         most = 0
         self._until = 0.0
         self._late = False
-        for _ in range(EXTRA_POLLS):
-            found = self._poll()
-            most = max(most, found)
+        polls = 0
+        while True:
+            self._work_on(events)
+            polls += 1
+            most = max(most, len(events))
             # With little to do, the tasks that were woken come first.
-            if found < 2 or perf_counter() > self._until - _ROUND_TIME:
+            if polls == EXTRA_POLLS or len(events) < 2 or perf_counter() > self._until - _ROUND_TIME:
                 break
+            events = self._ready()  # what it returns has to be worked on: the kernel does not tell twice
         self._turns.crowded = most >= _CROWD
-        return most
 
     def catch_up(self, polls: int) -> int:
         """Read what has been waiting, in at most so many rounds; return how many are left for the next pass."""
         self._until = 0.0
         self._late = False
         while polls > 0 and not self._late:
-            if self._epoll.closed or not self._poll():
+            if self._epoll.closed or not (events := self._ready()):
                 return 0
+            self._work_on(events)
             polls -= 1
             self._late = perf_counter() > self._until
         return polls
@@ -431,25 +436,32 @@ class Poller:
         is, that is tried more and more rarely.
         """
         self._passed_over = 0
-        for _ in range(_LOOKS):
-            if self._serve():
+        until = perf_counter() + _LOOK_TIME
+        while True:
+            if events := self._ready():  # not `_serve`: a look that finds nothing has to be cheap
+                self._serve(events)
                 self._in_vain //= 2
                 return True
+            if perf_counter() > until:
+                break
         self._in_vain = min(2 * self._in_vain + 1, _MOST_PASSED_OVER)
         return False
 
-    def _poll(self) -> int:
+    def _ready(self) -> list[tuple[int, int]]:
+        """The sockets that have something, and what that is."""
+        try:
+            return self._epoll.poll(0, EVENTS_PER_POLL)
+        except MemoryError:  # the sockets are ready still, when it is tried again
+            return []
+
+    def _work_on(self, events: list[tuple[int, int]]) -> None:
         """One round: read all sockets that have something, work on all that came, write all that came of it.
 
         One after the other, because a system call leaves little of the interpreter in the processor's caches, and the
         interpreter little of the kernel: one socket at a time would cost a tenth more.
         """
-        try:
-            events = self._epoll.poll(0, EVENTS_PER_POLL)
-        except MemoryError:  # the sockets are ready still, when it is tried again
-            return 0
         if not events:
-            return 0
+            return
         if not self._until:
             self._until = perf_counter() + _ROUNDS_TIME
         self._timers.tick()
@@ -484,7 +496,6 @@ class Poller:
             except Exception as error:
                 transport.report(error)
         self._work(batch)
-        return len(events)
 
     def _work(self, batch: list[tuple[SocketTransport, bytes]]) -> None:
         """Feed what was read, then flush."""

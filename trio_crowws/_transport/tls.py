@@ -140,6 +140,10 @@ class TLSTransport(Transport):
         return unread and not self.paused and not self.closed and self._resting is None
 
     @property
+    def unread(self) -> bool:
+        return self.more or bool(self._records or self._plain)
+
+    @property
     def shook_hands_at(self) -> float:
         return self._shook_hands_at
 

@@ -21,7 +21,8 @@ class TurnQueue:
     Attributes:
       crowded: many connections have got something to work on just now. Their answers are collected for one turn: a
         system call after each task would leave little of the interpreter in the processor's caches for the next one.
-      passes: how often the task has come round; so it is another number in the pass after the next `count_pass`.
+      passes: a counter of scheduler passes, which goes on after each `count_pass`; equality with a transport's
+        `_last_pass` means "already written in this pass".
       parked: nobody has asked for the next pass; see `count_pass`.
       pumped: how often a stream has been read.
     """
@@ -99,16 +100,20 @@ class TurnQueue:
                 self.parked = True
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
             batch, self._waiting = self._waiting, []
-            until = perf_counter() + PASS_TIME
+            fed = 0.0
             turns = iter(batch)
             for transport in turns:
+                # Only what is fed is counted, because peers decide how much that is. A publish is flushed in one pass.
+                began = perf_counter() if transport.unread else 0.0
                 try:
                     transport.turn()
                 except Exception as error:
                     transport.report(error)
-                if perf_counter() > until:
-                    self._waiting[:0] = turns  # they come first in the next pass
-                    break
+                if began:
+                    fed += perf_counter() - began
+                    if fed > PASS_TIME:
+                        self._waiting[:0] = turns  # they come first in the next pass
+                        break
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self.parked = False
