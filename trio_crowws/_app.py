@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, final
 
 import trio
 
 from ._listeners import open_tcp, open_unix
-from ._running import run_until_signal
+from ._running import print_urls, run_until_signal
 from ._server import Server
 from ._site import Site
 from ._types import Address
@@ -143,7 +142,7 @@ class App(Site):
 
         def tell(server: Server) -> None:
             if announce:
-                _announce(server)
+                print_urls(server)
             if on_listening is not None:
                 on_listening(server)
 
@@ -162,8 +161,3 @@ def _check_context(context: object) -> None:
             "ssl_context is one for clients (PROTOCOL_TLS_CLIENT); a server needs"
             " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) with a certificate"
         )
-
-
-def _announce(server: Server) -> None:
-    with suppress(Exception):  # a standard output that is closed, or that nobody reads, is no reason to end
-        print(f"listening on {server._urls()}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,7 +14,7 @@ from ._foreign import cause_of, unwrap
 if TYPE_CHECKING:
     from ._server import Server
 
-__all__ = ["run_until_signal"]
+__all__ = ["print_urls", "run_until_signal"]
 
 
 def run_until_signal(
@@ -41,6 +42,12 @@ def run_until_signal(
                     del error  # it refers to this frame, and so to itself
 
     trio.run(main)
+
+
+def print_urls(server: Server) -> None:
+    """Print where a server listens, in one line."""
+    with suppress(Exception):  # a standard output that is closed, or that nobody reads, is no reason to end
+        print(f"listening on {server._urls()}", flush=True)
 
 
 async def _obey(signals: AsyncIterator[int], server: Server, scope: trio.CancelScope) -> None:

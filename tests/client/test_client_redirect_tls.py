@@ -141,7 +141,7 @@ def test_the_copy_of_what_does_not_tell() -> None:
 
 
 def test_the_copy_checks_as_the_context_checks() -> None:
-    """Versions, flags and checks are those of the original."""
+    """Versions, ciphers, flags and checks are those of the original."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -151,6 +151,12 @@ def test_the_copy_checks_as_the_context_checks() -> None:
         context.options |= ssl.OP_NO_TLSv1_3
         context.minimum_version = ssl.TLSVersion.TLSv1_1
     context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False
+    context.set_ciphers("ECDHE+AESGCM:@SECLEVEL=1")
     copy = without_certificate(context)
     for name in ("check_hostname", "verify_mode", "verify_flags", "options", "minimum_version", "maximum_version"):
         assert getattr(copy, name) == getattr(context, name), name
+    assert not copy.hostname_checks_common_name
+    assert copy.security_level == 1
+    assert copy.get_ciphers() == context.get_ciphers()
+    assert copy.get_ciphers() != default_context().get_ciphers()

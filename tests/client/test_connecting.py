@@ -808,6 +808,18 @@ async def test_what_is_personal_does_not_come_back() -> None:
     assert b"SECRET" not in last.head
 
 
+async def test_a_timeout_names_the_server_that_hangs() -> None:
+    """After a redirect that is not the one of the URL."""
+
+    async def script(peer: RawPeer) -> None:
+        await peer.wait_end()
+
+    async with raw_server(script) as silent, raw_server(redirect(silent.url)) as server:
+        with pytest.raises(HandshakeTimeout, match=f"no connection to 127.0.0.1:{silent.port} within"):
+            async with connect(server.url, open_timeout=0.3, follow_redirects=True):
+                pass
+
+
 def test_another_zone_is_another_origin() -> None:
     """The same link-local address on two links is two machines."""
     assert connecting._same_origin(parse_url("ws://[fe80::1%25a]/x"), parse_url("ws://[fe80::1%25a]/y"))

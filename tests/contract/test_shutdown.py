@@ -164,7 +164,9 @@ async def test_drain_refuses_nonsense() -> None:
     app = App()
     Recorder(app)
     async with serving(app) as site, site.connect() as peer:
-        for wrong in ({"code": 1005}, {"grace": -1}, {"spread": -1}, {"linger": -1}, {"linger": float("nan")}):
+        nonsense: list[dict[str, Any]] = [{"code": 1005}, {"linger": float("nan")}]
+        nonsense += [{"grace": -1}, {"spread": -1}, {"linger": -1}]
+        for wrong in nonsense:
             with pytest.raises((ValueError, TypeError), match=f"code|{next(iter(wrong))}="):
                 await site.server.drain(**wrong)
         for name in ("grace", "spread", "linger"):

@@ -652,7 +652,8 @@ async def test_what_is_asked_first_may_end_the_program(source: str) -> None:
         raise SystemExit(3)
 
     class Leaving(Handler):
-        __init__ = leave
+        def __init__(self) -> None:
+            leave()
 
         def on_message(self, conn: Connection, message: str) -> None:
             raise AssertionError("there is no connection")

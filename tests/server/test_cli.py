@@ -25,6 +25,7 @@ from support.rawclient import until
 from support.require import missing
 from trio_crowws import App, Server, __version__
 from trio_crowws._cli import serving
+from trio_crowws._running import print_urls
 from trio_crowws.cli import main
 from trio_crowws.testing import PeerClosed, shake_hands
 
@@ -109,7 +110,7 @@ async def test_it_serves_until_sigterm(folder: Path, command: list[str]) -> None
     """It prints where it listens, serves, and after SIGTERM it closes its connections with 1001 and ends with 0."""
     with running(folder, "run", "service:app", "--port", "0", command=command) as (process, log):
         port = port_of(process, log, 10)
-        assert f"listening on 127.0.0.1:{port}\n" in log.read_text()
+        assert f"listening on ws://127.0.0.1:{port}\n" in log.read_text()
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             peer = await shake_hands(stream, "/echo")
             await peer.send("hello")
@@ -164,6 +165,7 @@ async def test_tls(folder: Path, tls: TLS) -> None:
         log,
     ):
         port = port_of(process, log, 10)
+        assert f"listening on wss://127.0.0.1:{port}\n" in log.read_text()
         async with await trio.open_ssl_over_tcp_stream("localhost", port, ssl_context=tls.client) as stream:
             await echo(stream)
 
@@ -182,7 +184,7 @@ async def test_a_unix_socket(folder: Path, tmp_path_factory: pytest.TempPathFact
     """It can listen on a Unix socket, which is gone when it has ended."""
     path = tmp_path_factory.mktemp("u") / "s"
     with running(folder, "run", "service:app", "--unix", str(path)) as (process, log):
-        await until(lambda: f"listening on {path}" in log.read_text())
+        await until(lambda: f"listening on ws+unix://{path}\n" in log.read_text())
         async with await trio.open_unix_socket(str(path)) as stream:
             await echo(stream)
         process.send_signal(signal.SIGTERM)
@@ -195,7 +197,7 @@ async def test_an_ipv6_address_has_brackets(folder: Path) -> None:
     """An IPv6 address is printed as it is written in a URL."""
     with running(folder, "run", "service:app", "--host", "::1", "--port", "0") as (process, log):
         port = port_of(process, log, 10)
-        assert f"listening on [::1]:{port}\n" in log.read_text()
+        assert f"listening on ws://[::1]:{port}\n" in log.read_text()
 
 
 def test_it_returns_after_a_signal(
@@ -207,10 +209,10 @@ def test_it_returns_after_a_signal(
         real(server)
         os.kill(os.getpid(), signal.SIGINT)
 
-    real = serving._announce
-    monkeypatch.setattr(serving, "_announce", announce)
+    real = print_urls
+    monkeypatch.setattr(serving, "print_urls", announce)
     assert main(["run", "service:app", "--port", "0", "--log-level", "error"]) == 0
-    assert capsys.readouterr().out.startswith("listening on 127.0.0.1:")
+    assert capsys.readouterr().out.startswith("listening on ws://127.0.0.1:")
 
 
 @pytest.mark.parametrize("inherits", [True, False])
@@ -226,7 +228,7 @@ def test_a_child_of_reload(in_folder: Path, monkeypatch: pytest.MonkeyPatch, inh
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(serving, "_announce", announce)
+    monkeypatch.setattr(serving, "print_urls", announce)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         assert main(["run", "service:app", "--port", "0", f"--reloaded={reader if inherits else -1}"]) == 0
@@ -417,7 +419,7 @@ def test_a_certificate_that_can_be_used(
     in_folder: Path, tls: TLS, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a certificate and its key it serves."""
-    monkeypatch.setattr(serving, "_announce", lambda server: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(serving, "print_urls", lambda server: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["run", "service:app", "--port", "0", "--certfile", tls.certfile, "--keyfile", tls.keyfile]) == 0
 
 

@@ -27,6 +27,7 @@ import trustme
 from wsproto.utilities import generate_accept_token
 
 from support.rawclient import until
+from support.rawserver import RawPeer, raw_server
 from trio_crowws import App, CloseInfo, Connection, ConnectionClosed, Reject, Server
 from trio_crowws._cli import connecting
 from trio_crowws._cli.connecting import Standard, converse
@@ -452,6 +453,19 @@ async def test_a_refusal() -> None:
         event = json.loads(out)
     assert (event["event"], event["status"]) == ("refused", 403)
     assert ["x-why", "because"] in event["headers"]
+
+
+async def test_a_refusal_that_tells_what_is_wrong() -> None:
+    """What the answer seems to mean is shown as well."""
+
+    async def script(peer: RawPeer) -> None:
+        await peer.read_head()
+        await peer.send(b"HTTP/1.1 400 X\r\nContent-Length: 31\r\n\r\nplain HTTP sent to an HTTPS port")
+
+    async with raw_server(script) as server:
+        status, _, error = await talk_to(server.url)
+    assert status == 3
+    assert "was refused with HTTP 400 (it seems to want TLS at this port; use wss://): plain HTTP" in error
 
 
 async def test_nobody_is_there() -> None:

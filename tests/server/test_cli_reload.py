@@ -74,7 +74,7 @@ class Watched:
 
     def port(self, count: int = 1) -> int:
         """Where the child number `count` listens."""
-        return int(self.wait_for(r"^listening on 127\.0\.0\.1:(\d+)\n", count)[count - 1])
+        return int(self.wait_for(r"^listening on ws://127\.0\.0\.1:(\d+)\n", count)[count - 1])
 
     def children(self) -> list[int]:
         """The process numbers of the children."""

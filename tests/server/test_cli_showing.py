@@ -98,6 +98,10 @@ def test_a_pipe_gets_nothing_but_messages(event: str) -> None:
             lambda show: show.refused("ws://h/", Refusal(404, [], b"no\n")),
             "trio-crowws: ws://h/ was refused with HTTP 404: no",
         ),
+        (
+            lambda show: show.refused("ws://h/", Refusal(400, [], b"no", "so it is")),
+            "trio-crowws: ws://h/ was refused with HTTP 400 (so it is): no",
+        ),
     ],
 )
 def test_lines(piece: Callable[[Show], Piece], line: str) -> None:
@@ -180,7 +184,18 @@ def as_json(piece: Piece) -> dict[str, object]:
         ),
         (
             lambda show: show.refused("ws://h/", Refusal(403, [("a", "b")], b"no\xff")),
-            {"event": "refused", "url": "ws://h/", "status": 403, "headers": [["a", "b"]], "body": "no\ufffd"},
+            {
+                "event": "refused",
+                "url": "ws://h/",
+                "status": 403,
+                "headers": [["a", "b"]],
+                "body": "no\ufffd",
+                "hint": None,
+            },
+        ),
+        (
+            lambda show: show.refused("ws://h/", Refusal(400, [], b"", "so it is")),
+            {"event": "refused", "url": "ws://h/", "status": 400, "headers": [], "body": "", "hint": "so it is"},
         ),
         (lambda show: show.error("no"), {"event": "error", "message": "no"}),
         (lambda show: show.note("so"), {"event": "note", "message": "so"}),

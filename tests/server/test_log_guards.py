@@ -16,9 +16,9 @@ import trio
 from support.rawclient import echo_app, open_raw, plain, serving, until, upgrade
 from trio_crowws import App, Connection, ConnectionClosed, HandshakeError, Reject
 from trio_crowws import connect as connect_client
-from trio_crowws._cli.serving import _announce as announce
 from trio_crowws._foreign import consists_of
 from trio_crowws._log import log, render
+from trio_crowws._running import print_urls
 from trio_crowws.testing import PeerClosed, connect
 
 LOGGER = logging.getLogger("trio_crowws")
@@ -259,7 +259,7 @@ async def test_a_closed_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     closed.close()
     async with serving(echo_app()) as server:
         monkeypatch.setattr("sys.stdout", closed)
-        announce(server)
+        print_urls(server)
         monkeypatch.undo()
         async with open_raw(server) as client:
             await client.upgrade()

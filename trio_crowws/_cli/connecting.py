@@ -236,7 +236,7 @@ class _Talk:
             await self._fail(USAGE, self._show.error(str(error)))
         except Rejected as error:
             headers = [(name, value) for name in error.headers for value in error.headers.get_all(name)]
-            refusal = Refusal(error.status, headers, error.body)
+            refusal = Refusal(error.status, headers, error.body, error._detail)
             await self._fail(REFUSED, self._show.refused(options.url, refusal))
         except (InputError, OSError, CrowWSError) as error:
             await self._fail(FAILED, self._show.error(_reason(error, options.url)))

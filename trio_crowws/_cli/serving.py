@@ -12,14 +12,11 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from .._app import App
-from .._listeners import format_address
-from .._running import run_until_signal
-from .._server import Server
+from .._running import print_urls, run_until_signal
 from .exits import FAILED, OK
 from .reloading import SIGNALS, is_available, serve_and_watch
 
@@ -83,7 +80,7 @@ def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 def _serve(app: App, options: argparse.Namespace, signals: Sequence[signal.Signals]) -> None:
     context = _tls(options.certfile, options.keyfile) if options.certfile else None
     serve = partial(app.serve, options.host, options.port, unix=options.unix, ssl_context=context)
-    run_until_signal(serve, _announce, signals)
+    run_until_signal(serve, print_urls, signals)
 
 
 def _obey_parent(descriptor: int) -> tuple[signal.Signals]:
@@ -162,9 +159,3 @@ def _tls(certfile: str, keyfile: str | None) -> ssl.SSLContext:
         files = f"{certfile} and the key {keyfile}" if keyfile else certfile
         raise OSError(f"cannot use the certificate {files}: {error.strerror or error}") from error
     return context
-
-
-def _announce(server: Server) -> None:
-    with suppress(Exception):  # a standard output that is closed, or that nobody reads, is no reason to end
-        names = [address if isinstance(address, str) else format_address(address) for address in server.addresses]
-        print("listening on", ", ".join(names), flush=True)

@@ -62,6 +62,8 @@ class Refusal:
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+    hint: str = ""
+    """What it seems to mean."""
 
 
 class Show(ABC):
@@ -95,7 +97,8 @@ class Show(ABC):
     def refused(self, url: str, refusal: Refusal) -> Piece:
         """The server answered with an HTTP response."""
         body = refusal.body[:BODY_SHOWN].decode("utf-8", "backslashreplace").strip()
-        return self.error(f"{url} was refused with HTTP {refusal.status}" + (f": {body}" if body else ""))
+        hint = f" ({refusal.hint})" if refusal.hint else ""
+        return self.error(f"{url} was refused with HTTP {refusal.status}{hint}" + (f": {body}" if body else ""))
 
     def error(self, text: str) -> Piece:
         """Something went wrong on this side."""
@@ -175,7 +178,8 @@ class JsonShow(Show):
 
     def refused(self, url: str, refusal: Refusal) -> Piece:
         body = refusal.body.decode("utf-8", "replace")
-        return self._event("refused", url=url, status=refusal.status, headers=refusal.headers, body=body)
+        values = {"status": refusal.status, "headers": refusal.headers, "body": body, "hint": refusal.hint or None}
+        return self._event("refused", url=url, **values)
 
     def error(self, text: str) -> Piece:
         return self._event("error", message=text)

@@ -96,6 +96,7 @@ class Connecting:
         self._callbacks.session = _BLOCK
         self._used = False
         self._shared: SharedEngine | None = None
+        self._target = plan.target  # or where a redirect has led
         self._tunnel: Tunnel | None = None
         """What is being asked of the proxy, until it has agreed."""
         self._opening: Opening | None = None
@@ -174,7 +175,7 @@ class Connecting:
             if not _same_origin(target, following):
                 self._plan = _for_a_stranger(plan)
             log.debug("redirected to %s", quoted(following.authority))
-            target = following
+            self._target = target = following
 
     async def _ask(self, target: Target, request: UpgradeRequest) -> ServerResponse:
         """Send the request, and wait for the answer."""
@@ -275,10 +276,9 @@ class Connecting:
         refusal = None if self._tunnel is None else self._tunnel.refusal()
         if refusal is not None:
             return refusal
-        plan = self._plan
         detail = "" if self._tunnel is None else f"; the proxy {self._tunnel.proxy} has not answered"
         return HandshakeTimeout(
-            f"no connection to {plan.target.authority} within open_timeout={plan.open_timeout:g} s{detail}"
+            f"no connection to {self._target.authority} within open_timeout={self._plan.open_timeout:g} s{detail}"
         )
 
     async def _drop(self) -> None:

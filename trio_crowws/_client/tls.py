@@ -104,9 +104,9 @@ def without_certificate(context: ssl.SSLContext) -> ssl.SSLContext:
     """A context that checks servers as `context` does, but has nothing to show of the client.
 
     A context does not tell whether it holds a certificate and a key, so this is a new one. It trusts the authorities
-    that `context` has loaded, and those of the system if they are among them; has the same versions, flags and checks.
-    What it cannot know is a single certificate that is trusted without being an authority: a server with that is not
-    trusted by the new one.
+    that `context` has loaded, and those of the system if they are among them; has the same versions, ciphers,
+    flags and checks. What it cannot know is a single certificate that is trusted without being an authority: a server
+    with that is not trusted by the new one.
     """
     made = default_context()
     try:
@@ -127,6 +127,10 @@ def without_certificate(context: ssl.SSLContext) -> ssl.SSLContext:
         made.options = context.options
         made.minimum_version = context.minimum_version
         made.maximum_version = context.maximum_version
+    made.hostname_checks_common_name = context.hostname_checks_common_name
+    # Only ciphers of TLS 1.2 and before can be named here, and a context always has one of them.
+    ciphers = [each["name"] for each in context.get_ciphers() if each["protocol"] != "TLSv1.3"]
+    made.set_ciphers(":".join([*ciphers, f"@SECLEVEL={context.security_level}"]))
     return made
 
 
