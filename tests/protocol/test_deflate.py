@@ -631,14 +631,14 @@ def test_turns_make_no_difference(monkeypatch: pytest.MonkeyPatch, turn: int, si
     ("payload", "calls"),
     [
         (bomb(MIB), 3),
-        (final(b"") * 1000, 5),
+        (final(b"") * 1000, 7),
         (deflate("\U0001f600".encode() * (MIB // 4)), 3),
         (deflate(noise(600_000)), 3),
     ],
     ids=["bomb", "streams", "wide text", "noise"],
 )
 def test_a_turn_is_short(payload: bytes, calls: int) -> None:
-    """A message that takes long is inflated in many calls; none of them does much more than is allowed."""
+    """A message that takes long is inflated in a few calls; none of them does much more than is allowed."""
     target = reader()
     inflater = target._inflater
     assert inflater is not None
@@ -647,7 +647,7 @@ def test_a_turn_is_short(payload: bytes, calls: int) -> None:
     while target.backlog:
         target.receive(b"")
         work.append(inflater.work)
-    assert len(work) >= calls
+    assert calls <= len(work) <= calls + 1
     assert max(work[:-1]) < 4 * TURN + 300  # and one step
     assert target.receive(packed(TEXT, HELLO)) == ["Hello"]
 
