@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import traceback
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import trio.testing
 from support.clients import client_of
 from support.servers import KINDS, Kind, Site, break_off, serving
 from trio_crowws import App, Backoff, Connection, ConnectionClosed, Handler, Rejected, keep_connected
+from trio_crowws._foreign import leaves_of
 from trio_crowws.testing import Peer
 
 
@@ -352,6 +355,26 @@ async def test_nothing_is_left_to_the_collector(kind: Kind) -> None:
         modules = [(thing, type(thing).__module__) for thing in gc.garbage]
         gc.garbage.clear()
         assert [x for x, name in modules if name.startswith("trio_crowws.") and "testing" not in name] == []
+
+
+async def test_of_a_plain_callback_that_ends_the_program() -> None:
+    """What it raised goes on by way of the connection's task, and is not kept by the frame that it came through."""
+    app = App()
+
+    def stop(conn: Connection, message: str | bytes) -> None:
+        raise SystemExit(3)
+
+    app.websocket("/").onmessage(stop)
+    frames: list[FrameType] = []
+    try:
+        async with serving(app) as site, site.connect() as peer:
+            await peer.send("stop")
+            await trio.sleep_forever()
+    except BaseException as error:
+        [leaf] = [each for each in leaves_of(error) if isinstance(each, SystemExit)]
+        frames = [frame for frame, _ in traceback.walk_tb(leaf.__traceback__)]
+    [frame] = [frame for frame in frames if frame.f_code.co_name == "_call_inline"]
+    assert not {"own", "rest", "error"} & frame.f_locals.keys()
 
 
 def test_what_the_exception_still_says(caplog: Any) -> None:

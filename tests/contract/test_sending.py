@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -659,6 +660,23 @@ async def test_a_slow_peer_that_goes_on_reading_is_left_alone(autojump_clock: tr
         assert await peer.close() == CloseFrame(1000)
     recorder.check()
     assert recorder.info.clean
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what its kernel keeps for a peer")
+async def test_a_stall_that_is_over_leaves_nothing() -> None:
+    """What the progress of a peer is measured with goes when it reads again."""
+    app = App(send_timeout=0.5, ping_interval=None)
+    recorder = Recorder(app, hooks=waiting())
+    async with serving(app, "tcp") as site, site.connect() as peer:
+        await recorder.wait("open")
+        conn = recorder.conn
+        await blocked(site, conn)
+        assert conn._watched
+        conn.send_nowait("end")
+        while await peer.receive() != "end":
+            pass
+        await until(lambda: not conn._watched)
+        assert conn.is_open
 
 
 async def test_only_the_newest_pong_waits(kind: Kind) -> None:
