@@ -61,7 +61,7 @@ class App(Site):
         Raises:
           OSError: the address is in use or not ours; the message holds it.
           TypeError: `ssl_context` is no `ssl.SSLContext`.
-          ValueError: a route has no handler, or `ssl_context` is one for clients.
+          ValueError: a route has no handler, `unix` names no socket, or `ssl_context` is one for clients.
 
         Cancellation: peers get Close 1001, every `on_close` runs, then the cancellation goes on; see the topic guide on
         shutdown.
@@ -136,7 +136,7 @@ class App(Site):
         Raises:
           OSError: the address is in use or not ours; the message holds it.
           TypeError: `ssl_context` is no `ssl.SSLContext`.
-          ValueError: a route has no handler, or `ssl_context` is one for clients.
+          ValueError: a route has no handler, `unix` names no socket, or `ssl_context` is one for clients.
         """
         _check_context(ssl_context)
 

@@ -206,14 +206,17 @@ def open_unix(path: str | os.PathLike[str], backlog: int | None) -> ListeningSoc
     Raises:
       OSError: the path is in use, too long, or cannot be made; the message holds it.
       TypeError: the path is bytes.
+      ValueError: the path is empty, or holds a NUL that is not the one of an abstract name.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise CrowWSError("Unix sockets are not available on this platform")
     path = os.fspath(path)
     if not isinstance(path, str):
         raise TypeError("the path of a Unix socket must be a str or a path object of one, not bytes")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     abstract = path.startswith("\0")
+    if not path or ("\0" in path and not abstract):
+        raise ValueError(f"the path of a Unix socket must not be empty or hold a NUL, not {path!r}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         check_unix_path(path)
         if not abstract:

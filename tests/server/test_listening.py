@@ -394,6 +394,13 @@ async def test_a_path_is_no_bytes() -> None:
         await echo_app().serve(unix=b"/x")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("path", ["", "/tmp/a\0b"])
+async def test_a_path_that_names_no_socket(path: str) -> None:
+    """An empty path, or a NUL within it, is a ValueError that shows it, and no socket is left behind."""
+    with pytest.raises(ValueError, match=re.escape(f"must not be empty or hold a NUL, not {path!r}")):
+        await echo_app().serve(unix=path)
+
+
 # What `run` says
 
 
