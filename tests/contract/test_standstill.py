@@ -494,3 +494,74 @@ def test_a_server_that_is_stopped() -> None:
                 sock.close()
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("passes", [0, 3])
+async def test_what_was_put_off_without_epoll(passes: int) -> None:
+    """Without the poller as well, nobody is judged before what was put off is fed, also if that comes meanwhile."""
+    engine = Engine(use_epoll=False, shielded=False)
+
+    class Busy:
+        left = 30
+        unread = True
+
+        @property
+        def behind(self) -> bool:
+            return self.left > 0
+
+        def turn(self) -> None:
+            self.left -= 1
+            if self.left:
+                engine.turns.add(busy)
+
+    busy: Any = Busy()
+
+    async def begin() -> None:
+        for _ in range(passes):
+            await trio.lowlevel.checkpoint()
+        engine.turns.add(busy)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        await engine.wait_running()
+        if passes:
+            nursery.start_soon(begin)
+        else:
+            await begin()
+        await engine._catch_up(True)
+        assert busy.left == 0
+        await engine.aclose()
+
+
+async def test_many_who_catch_up_share_a_reading() -> None:
+    """However many are late at the same time, they share the reading under way and the one after it."""
+    timers = Timers()
+    readings = 0
+
+    async def read(all_of_it: bool) -> None:
+        nonlocal readings
+        readings += 1
+        await trio.lowlevel.checkpoint()
+
+    timers.reader = read
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(timers.catch_up)
+    assert readings == 2
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers._read, True)
+        nursery.start_soon(timers._read, True)
+    assert not timers._readings
+
+
+async def test_a_reading_that_does_not_end(autojump_clock: MockClock) -> None:
+    """Whoever is late reads for a second at most."""
+    timers = Timers()
+
+    async def read(all_of_it: bool) -> None:
+        await trio.sleep_forever()
+
+    timers.reader = read
+    began = trio.current_time()
+    await timers.catch_up()
+    assert trio.current_time() - began == pytest.approx(1)

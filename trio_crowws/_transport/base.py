@@ -55,7 +55,8 @@ _PIECES = 512
 """So many pieces wait as they came, which shares the frame of a published message between all its subscribers."""
 
 _SMALL = 512
-"""Beyond `_PIECES`, pieces below this size are copied together: as an object, a byte takes as much as fifty."""
+"""Beyond `_PIECES`, pieces below this size are copied together: each bytes object costs about 50 bytes of
+overhead."""
 
 
 class Receiver(Protocol):
@@ -455,7 +456,7 @@ class Transport(ABC):
 
 
 def _bare(error: Exception) -> Exception:
-    """An exception that is kept, without its frames, which would keep what it happened to, and all that was going on.
+    """Drop the tracebacks: their frames would keep the transport and its callers in memory.
 
     What was being handled when the system refused a call has nothing to do with it.
     """

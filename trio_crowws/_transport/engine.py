@@ -171,16 +171,21 @@ class Engine:
         What comes meanwhile does not count, or a flood would never let anybody be judged.
         """
         rest = _TASKS_TURNS if all_of_it or self._streams else 0
-        behind: list[Transport] = []
         if self._poller is not None:
             polls = self._poller.rounds if all_of_it else EXTRA_POLLS
             while (polls := self._poller.catch_up(polls)) > 0:
                 await trio.lowlevel.checkpoint()
-            behind = self.turns.behind  # also those that were put off because it has become late in this pass
+        behind = self.turns.behind  # also those that were put off because the time of this pass was used up
+        looked_again = False
         pumped = self.turns.pumped
         for _ in range(_MOST_PASSES if all_of_it else _TASKS_TURNS):
             if rest <= 0 and not behind:
-                return
+                if looked_again:
+                    return
+                looked_again = True
+                behind = self.turns.behind  # what the pumps have read and put off meanwhile
+                if not behind:
+                    return
             await trio.lowlevel.checkpoint()
             rest -= 1
             behind = [transport for transport in behind if transport.behind]

@@ -44,6 +44,7 @@ _IN_AND_OUT = select.EPOLLIN | select.EPOLLOUT if hasattr(select, "epoll") else 
 _INPUT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
 _ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
 _READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
+_ANYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP if hasattr(select, "epoll") else 0
 
 _PATIENCE = 0.001
 """Seconds of callbacks within a round, after which the connections that are finished are flushed."""
@@ -139,7 +140,7 @@ class SocketTransport(Transport):
         self.ask_for_turn()
 
     def put_off(self, data: bytes) -> None:
-        """It is late in this pass: go on at the next turn, with `data` if that was read already."""
+        """The time for this pass is used up; continue in the next turn, with `data` if that was read already."""
         if data:
             self._unfed = data
             self.more = True
@@ -149,6 +150,10 @@ class SocketTransport(Transport):
 
     def limit_unsent(self, size: int | None) -> None:
         limit_unsent(self._sock, size)
+
+    def close(self, deadline: float, *, linger: bool, patient: bool = False) -> None:
+        self._unfed = b""  # nobody listens any more
+        super().close(deadline, linger=linger, patient=patient)
 
     @property
     def in_kernel(self) -> int | None:
@@ -307,6 +312,7 @@ class Poller:
         self._passed_over = 0
         self._until = 0.0  # nothing more is read after that, before Trio's loop has come round; 0 if nothing was
         self._late = False
+        self._missed = False  # the kernel has told what is ready, and there was no memory to take it down
 
     @property
     def transports(self) -> list[SocketTransport]:
@@ -376,7 +382,10 @@ class Poller:
         """Deliver events until cancelled."""
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                if self._missed:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
                 self._serve(self._ready())
                 while self._may_look():
                     # After two passes every task that was woken has had its turn to answer.
@@ -450,9 +459,14 @@ class Poller:
     def _ready(self) -> list[tuple[int, int]]:
         """The sockets that have something, and what that is."""
         try:
-            return self._epoll.poll(0, EVENTS_PER_POLL)
-        except MemoryError:  # the sockets are ready still, when it is tried again
+            if not self._missed:
+                return self._epoll.poll(0, EVENTS_PER_POLL)
+            events = [(fd, _ANYTHING) for fd in self._by_fd]
+        except MemoryError:  # perhaps the kernel had told already, and it does not tell twice: so try all of them
+            self._missed = True
             return []
+        self._missed = False
+        return events
 
     def _work_on(self, events: list[tuple[int, int]]) -> None:
         """One round: read all sockets that have something, work on all that came, write all that came of it.
@@ -478,7 +492,7 @@ class Poller:
                 if self._late and mask & _READABLE:
                     transport.put_off(b"")
                     mask &= ~_READABLE
-                # Once a socket has had no room, it is also told about room for ever.
+                # Once EPOLLOUT is registered, later events carry it too.
                 if mask == _IN or (mask == _IN_AND_OUT and not transport.blocked):
                     data = transport.read()
                     if data:
@@ -518,7 +532,10 @@ class Poller:
                     if now > self._until:
                         self._late = True
                         for late, unfed in reads:  # what is closed has no more turns
-                            late.put_off(unfed)
+                            try:
+                                late.put_off(unfed)
+                            except Exception as error:
+                                late.report(error)
         finally:
             self._settle(batch)
             batch.clear()

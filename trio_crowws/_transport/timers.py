@@ -31,7 +31,11 @@ PASS_TIME = 0.002
 of it; all other tasks of the program wait for that long a few times over."""
 
 LATE = 0.05
-"""Seconds. A loop that is so late has stood still; below that it was at work, and has read its sockets meanwhile."""
+"""Seconds. A loop this late was stopped or blocked; a smaller delay is normal work, and the sockets were read during
+it."""
+
+_CATCH_UP_TIME = 1.0
+"""Seconds for `catch_up`, which usually takes milliseconds."""
 
 _PURGE_AT = 1024
 """Below so many entries, stale ones are not worth a search."""
@@ -99,6 +103,7 @@ class Timers:
         "_ended",
         "_heap",
         "_order",
+        "_readings",
         "_scope",
         "_scopes",
         "_stale",
@@ -114,6 +119,7 @@ class Timers:
         self._order = count()
         self._scope: trio.CancelScope | None = None
         self._stale = 0
+        self._readings: dict[bool, trio.Event] = {}  # those under way: whether of everything, and when they are over
         self._ended = False
         self._scopes: set[FairScope] = set()
         self.stood_still = 0.0
@@ -144,11 +150,27 @@ class Timers:
     async def catch_up(self, *, all_of_it: bool = True) -> None:
         """Read whatever has been waiting, so that nobody is judged by what was not heard of them.
 
-        Shielded: it is what comes before the end of a wait that has a deadline, and takes a bounded number of passes.
+        Shielded, because who calls it is mostly cancelled already; the deadline bounds it. However many do so at the
+        same time, they share one reading.
         """
-        if self.reader is not None and not self._ended:
-            with trio.CancelScope(shield=True):
-                await self.reader(all_of_it)
+        with trio.CancelScope(deadline=self._time() + _CATCH_UP_TIME, shield=True):
+            if all_of_it in self._readings:  # it began before, so it may have passed by what the caller waits for
+                await self._readings[all_of_it].wait()
+            if all_of_it in self._readings:  # another one who has waited for it has begun the next
+                await self._readings[all_of_it].wait()
+            else:
+                await self._read(all_of_it)
+
+    async def _read(self, all_of_it: bool) -> None:
+        if self.reader is None or self._ended:
+            return
+        self._readings[all_of_it] = over = trio.Event()
+        try:
+            await self.reader(all_of_it)
+        finally:
+            if self._readings.get(all_of_it) is over:
+                del self._readings[all_of_it]
+            over.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
@@ -173,7 +195,7 @@ class Timers:
             return
         late = now - self._heap[0][0]
         stood_still = late > LATE
-        await self.catch_up(all_of_it=stood_still)
+        await self._read(stood_still)
         while True:
             self.stood_still = late if stood_still else 0.0
             done = self._fire_due(now)

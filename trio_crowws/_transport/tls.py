@@ -292,8 +292,14 @@ class TLSTransport(Transport):
         self._go_on()
 
     def _on_lost(self, error: Exception | None) -> None:
-        """The socket is gone."""
-        self._fail(error)
+        """The socket is gone; what it has brought, perhaps a Close, is fed first."""
+        if error is None or not (self._plain or self._records or self.more):
+            self._fail(error)
+            return
+        self._at_end = True
+        self._write_failed(error)
+        if not self.closed:
+            self._go_on()
 
     def _on_broken(self, error: Exception) -> None:
         """The socket takes nothing more; what it has got is still read."""
@@ -329,7 +335,7 @@ class TLSTransport(Transport):
                 self._flushed_for_close()
             return
         # Piece by piece, and no further than the socket or stream takes: what waits is not kept a second time as
-        # records, and the buffer between would never again be smaller than what once went through it.
+        # records, and a MemoryBIO never shrinks.
         lower = self._lower
         while self._out and self._piece is None and not lower.blocked and lower.buffered < READ_SIZE:
             if not self._seal(self._take_piece()):
