@@ -11,6 +11,7 @@ from typing import Any, final
 import trio
 
 from ._listeners import open_tcp, open_unix
+from ._options import check_context
 from ._running import print_urls, run_until_signal
 from ._server import Server
 from ._site import Site
@@ -67,7 +68,8 @@ class App(Site):
         shutdown.
         """
         self._check_routes()
-        _check_context(ssl_context)
+        if ssl_context is not None:
+            check_context(ssl_context, server_side=True)
         sockets = [open_unix(unix, backlog)] if unix is not None else await open_tcp(host, port, backlog)
         await Server(self)._serve_sockets(sockets, ssl_context, task_status)
 
@@ -138,7 +140,8 @@ class App(Site):
           TypeError: `ssl_context` is no `ssl.SSLContext`.
           ValueError: a route has no handler, `unix` names no socket, or `ssl_context` is one for clients.
         """
-        _check_context(ssl_context)
+        if ssl_context is not None:
+            check_context(ssl_context, server_side=True)
 
         def tell(server: Server) -> None:
             if announce:
@@ -148,16 +151,3 @@ class App(Site):
 
         serve = partial(self.serve, host, port, unix=unix, ssl_context=ssl_context, backlog=backlog)
         run_until_signal(serve, tell)
-
-
-def _check_context(context: object) -> None:
-    """Refuse a context that could shake hands with nobody, before anybody tries to."""
-    if context is None:
-        return
-    if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {type(context).__name__}")
-    if context.protocol is ssl.PROTOCOL_TLS_CLIENT:
-        raise ValueError(
-            "ssl_context is one for clients (PROTOCOL_TLS_CLIENT); a server needs"
-            " ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) with a certificate"
-        )

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import trio
 
+from ._foreign import explain
 from ._log import log
 from ._transport.addresses import check_unix_path, plain_address, show_unix_path, unix_socket_is_alive
 from ._transport.base import PASS_TIME
@@ -41,7 +42,8 @@ Take = Callable[[socket.socket, "Address", "Address"], None]
 LONGEST_QUEUE = 0xFFFF
 """How many may wait in the kernel's queue to be accepted, unless the system allows less."""
 
-EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC))
+"""What the system is out of; ENOSPC is what epoll says where it can watch no more."""
 EXHAUSTED_PAUSE = 0.1
 """Seconds before the next try when the process or the system is out of descriptors or memory."""
 
@@ -86,7 +88,7 @@ class ListeningSocket:
                     await handshakes.wait_for_room()
                     continue
                 if not self._exhausted:  # it may last for hours, and ten lines a second would fill the disk as well
-                    log.error("cannot accept on %s: %s; trying again", self, error.strerror)
+                    log.error("cannot accept on %s: %s; trying again", self, error.strerror or explain(error))
                 self._exhausted = True
                 await trio.sleep(EXHAUSTED_PAUSE)
         finally:
@@ -136,9 +138,11 @@ class ListeningSocket:
                 take(sock, self.address, self.address)
             else:
                 take(sock, self._local or sock.getsockname()[:2], remote[:2])
-        except OSError as error:  # it costs this one peer, and not the loop
+        except OSError as error:
             sock.close()
-            return error.with_traceback(None)
+            if is_exhausted(error):
+                return error.with_traceback(None)
+            log.debug("a connection at %s is dropped: %s", self, explain(error))  # it costs this one peer
         except Exception as error:  # so does a defect
             sock.close()
             log.error("internal error; a connection at %s is dropped", self, exc_info=error)
@@ -161,8 +165,8 @@ def url_of(address: tuple[str, int] | str, *, secure: bool) -> str:
     """Where a client connects to, for people: a URL, and what else it stands for."""
     if isinstance(address, str):
         if address.startswith("@"):
-            return f"ws+unix:///%00{quote(address[1:], safe='')}"
-        return f"ws+unix://{quote(str(Path(address).absolute()))}"
+            return f"ws+unix:///%00{quote(os.fsencode(address[1:]), safe='')}"
+        return f"ws+unix://{quote(os.fsencode(Path(address).absolute()))}"
     host, port = address
     reachable, note = _WILDCARDS.get(host, (host, ""))
     return f"{'wss' if secure else 'ws'}://{format_address((reachable, port))}{note}"

@@ -69,6 +69,7 @@ class Server:
         self._asked = trio.Event()
         self._shutdown: _Shutdown | None = None
         self._spreading = trio.CancelScope()
+        self._accepting_last = trio.CancelScope()
         self._lingering = trio.CancelScope()
         self._grace = trio.CancelScope()
         self._finished = trio.Event()
@@ -167,6 +168,7 @@ class Server:
         """
         grace = self._site.options.shutdown_grace
         if not self._begin_shutdown(_Shutdown(grace, 1001)):
+            self._accepting_last.cancel()
             self._lingering.cancel()
             self._spreading.cancel()
             self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
@@ -222,7 +224,7 @@ class Server:
         try:
             await self._serve(listening, others, task_status)
         finally:  # a server that was cancelled before it began has not taken them
-            # Shielded, or the first one to be closed would be the last; closing is not expected to wait at all.
+            # Without the shield the first `aclose` would raise Cancelled and leave the others open.
             with trio.CancelScope(deadline=trio.current_time() + _CLOSE_LISTENERS, shield=True):
                 for listener in others:
                     await close_stream(listener)
@@ -320,7 +322,8 @@ class Server:
         grace, code, spread, linger = shutdown
         end_of_linger = trio.current_time() + linger
         if linger:
-            with trio.CancelScope(deadline=end_of_linger):
+            with self._accepting_last:
+                self._accepting_last.deadline = end_of_linger
                 await self._accept_the_last()
         self._close_listeners()
         async with trio.open_nursery() as nursery:
@@ -386,7 +389,7 @@ class Server:
     @trio.lowlevel.enable_ki_protection
     async def _accept_streams(self, listener: trio.abc.Listener[Any]) -> None:
         """Accept for ever. A listener of the application's own that fails costs nothing but what it does not accept."""
-        failed = False
+        failed = dropped = False
         try:
             while True:
                 try:
@@ -395,8 +398,10 @@ class Server:
                     log.error("nothing more is accepted on %s, which is closed", describe(listener))
                     return
                 except Exception as error:
-                    if is_exhausted(error) and self._site._handshakes.drop_oldest(hurry=True):
-                        await trio.lowlevel.checkpoint()  # in which its stream is closed
+                    if is_exhausted(error) and (dropped or self._site._handshakes.drop_oldest(hurry=True)):
+                        # Its stream is closed in the next pass or a little later; one descriptor costs one peer.
+                        await trio.sleep(EXHAUSTED_PAUSE if dropped else 0)
+                        dropped = not dropped
                         continue
                     if not failed:  # it may last for hours, and ten lines a second would fill the disk
                         reason = None if is_a(error, OSError) else error
@@ -406,7 +411,7 @@ class Server:
                     failed = True
                     await trio.sleep(EXHAUSTED_PAUSE)
                     continue
-                failed = False
+                failed = dropped = False
                 self._streams_accepted += 1
                 try:
                     while not self._site._handshakes.make_room():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import AsyncGenerator
@@ -391,6 +392,17 @@ async def test_who_waits_for_memory_is_not_forgotten(ending: str, monkeypatch: p
         assert len(asked) == 1
 
 
+@pytest.mark.usefixtures("patient")
+async def test_aclose_hurries_a_drain_that_finds_no_room() -> None:
+    """A `drain` that waits for room, to accept those in the kernel's queue, does not wait on after `aclose`."""
+    app = App(max_handshakes=1, handshake_timeout=1000)
+    Recorder(app)
+    async with serving(app, "tcp") as site, silent_peers(site, 1, b"GET"), trio.open_nursery() as nursery:
+        nursery.start_soon(partial(site.server.drain, linger=1000))
+        await until(lambda: bool(handshakes_of(site)._changed))
+        await site.server.aclose()
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_refusals_that_nobody_takes_make_room(kind: Kind) -> None:
     """A peer that is refused and does not close counts, and makes room."""
@@ -460,9 +472,34 @@ async def test_a_system_out_of_descriptors(kind: Kind, monkeypatch: pytest.Monke
         assert len(handshakes_of(site)) == 1
 
 
-def fail_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the next attempt to accept fail for want of descriptors."""
-    left = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+@pytest.mark.usefixtures("impatient")
+async def test_one_descriptor_costs_one_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is not closed at once after its peer was dropped does not cost another peer."""
+    app = App()
+    Recorder(app)
+    async with serving(app, "memory") as site, silent_peers(site, 3, b"GET / HT"):
+        fail_once(site, monkeypatch, times=2)
+        for _ in range(2):
+            await serves(site)
+        assert len(handshakes_of(site)) == 2
+        assert app.stats().refused == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_makes_room_is_no_line_in_the_log(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    """Peers are dropped as fast as others come, so only debugging sees each of them; one warning says it for all."""
+    caplog.set_level(logging.DEBUG, "trio_crowws")
+    app = App(max_handshakes=2)
+    Recorder(app)
+    async with serving(app, kind) as site, silent_peers(site, 2, b"GET / HT"):
+        await serves(site)
+    [record] = [record for record in caplog.records if "too many handshakes" in record.getMessage()]
+    assert record.levelname == "DEBUG"
+
+
+def fail_once(site: Site, monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> None:
+    """Have the next attempt to accept, or so many, fail for want of descriptors."""
+    left = [OSError(errno.EMFILE, os.strerror(errno.EMFILE)) for _ in range(times)]
     if site.kind == "memory":
         accept = site.listener.accept
 

@@ -116,6 +116,25 @@ async def test_it_complains_about_each_time(monkeypatch: pytest.MonkeyPatch, cap
         assert [record.levelname for record in caplog.records].count("ERROR") == 2
 
 
+@pytest.mark.parametrize("said", [OSError("no number"), OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))])
+async def test_a_peer_that_cannot_be_looked_at(
+    said: OSError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of one socket costs this peer alone: nothing pauses, and the log does not speak of accepting."""
+    works = Engine.add_socket
+
+    def fail(self: Any, *arguments: Any) -> Any:
+        monkeypatch.setattr(Engine, "add_socket", works)
+        raise said
+
+    async with serving(echo_app()) as server:
+        monkeypatch.setattr(Engine, "add_socket", fail)
+        async with open_raw(server) as client:
+            assert await client.read_to_end() == b""
+        await assert_serves(server)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
 async def test_peers_that_went_away(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A peer that has gone before it is accepted is no error, and the one behind it does not wait."""
     async with serving(echo_app()) as server:

@@ -55,6 +55,7 @@ class Handshake(Protocol):
     @property
     def taken(self) -> int:
         """Bytes that the peer has taken so far."""
+        ...
 
     def drop(self) -> None:
         """Let go of the peer now."""

@@ -125,7 +125,9 @@ class Opening:
         self._send(answer, linger=linger)
         path = "-" if self._request is None else quoted(self._request.path)
         address = place(self.transport.remote_address)
-        log.info("refused %s for %s with %d: %s", address, path, error.status, quoted_text(error))
+        # Who had to make room for others comes at the rate of an attack, and a warning has said so once.
+        say = log.debug if error is _CROWDED_OUT else log.info
+        say("refused %s for %s with %d: %s", address, path, error.status, quoted_text(error))
 
     def respond(self, response: Response, maker: object) -> None:
         """Answer with `response`, which the functions of the route `maker` have made, and close."""
