@@ -434,19 +434,16 @@ class Ending:
             self._conclude()
         elif self._phase is Phase.OPEN or self._phase is Phase.MUTE:
             self._begin_local_close(code)
-        elif self._close_info is None and self._phase is Phase.CLOSED:
-            self._become_closed(clean=False)  # when the transport said that it is lost, this has failed
 
     def _give_up_closing(self) -> None:
         """The peer had its time to finish the closing handshake."""
-        broken = self._transport.broken
-        if broken is not None:
+        if self._transport.broken is not None:
             self._transport.break_down(None)
         elif self._phase is not Phase.CLOSED:
             self._record(CloseTimeout("the peer did not finish the closing handshake in time"), "local")
             self._apply(Event.TIMEOUT)
         if self._close_info is None:  # a transport says only once that it is lost, and here that has failed
-            self._on_lost(broken)
+            self._on_lost(self._transport.broken)
 
     def _watch_open(self, now: float) -> float | None:
         following = min(self._watch_stall(now), self._watch_heartbeat(now))
@@ -458,8 +455,7 @@ class Ending:
         if timeout is None or self._stall_deadline == math.inf:
             return math.inf
         if not self._transport.blocked:
-            self._stall_deadline = math.inf
-            self._watched = ()
+            self._stall_deadline, self._watched = math.inf, ()
             return math.inf
         if now < self._stall_deadline:
             return self._stall_deadline

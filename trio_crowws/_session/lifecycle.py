@@ -26,6 +26,7 @@ from .._foreign import consists_of, explain, is_a, place, quoted
 from .._log import log
 from .._transport.timers import Timer
 from .calling import Call
+from .ending import State
 from .tasks import log_failure, sift, sort_out
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def _weightier(one: BaseException | None, other: BaseException) -> BaseException
 
 async def _close(conn: Connection, pending: BaseException | None) -> BaseException | None:
     """Wait until the connection is closed; the closing machine's own deadline bounds that."""
+    if conn.state is State.CLOSED and conn.close_info is None:
+        conn._give_up_closing()  # whoever closed it has failed half-way, so nobody would wake who waits
     if pending is None:
         try:
             await conn.wait_closed()
