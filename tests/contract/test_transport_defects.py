@@ -367,7 +367,8 @@ async def test_short_of_memory(call: str) -> None:
     assert victims.info.code == 1006
 
 
-async def test_short_of_memory_for_the_poller() -> None:
+@pytest.mark.parametrize("looks", [True, False])
+async def test_short_of_memory_for_the_poller(looks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no memory for the list of sockets that are ready, all of them are tried: the kernel tells once."""
 
     class Epoll:
@@ -390,6 +391,8 @@ async def test_short_of_memory_for_the_poller() -> None:
     async with serving(app, "tcp") as site, site.connect() as peer:
         poller = site.server._engine._poller
         assert poller is not None
+        if not looks:
+            monkeypatch.setattr(Poller, "_may_look", lambda self: False)
         poller._epoll = Epoll(poller._epoll)  # type: ignore[assignment]
         await peer.send("hello")
         with trio.fail_after(5):
