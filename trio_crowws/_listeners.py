@@ -106,19 +106,22 @@ class ListeningSocket:
     def _accept_some(self, handshakes: Handshakes, take: Take) -> OSError | None:
         """Accept those who wait; return what makes it pointless to go on right now."""
         until = perf_counter() + _ACCEPT_TIME
-        for number in range(ACCEPTS_PER_TURN):
+        number = 0
+        while True:
             # Nobody is dropped before it is known that somebody is there, as it is in the first round.
-            if number and (handshakes.full or perf_counter() > until):
-                break
+            # After a lack of descriptors it has to be seen that nobody is left, or the next lack would not be told.
+            late = perf_counter() > until and not self._exhausted
+            if number and (number == ACCEPTS_PER_TURN or handshakes.full or late):
+                return None
+            number += 1
             if not handshakes.make_room():
                 return _FULL
             error = self._accept_one(handshakes, take)
             if isinstance(error, BlockingIOError):
                 self._exhausted = False  # nobody is left who could not be accepted
-                break
+                return None
             if error is not None:
                 return error
-        return None
 
     def _accept_one(self, handshakes: Handshakes, take: Take, *, again: bool = False) -> OSError | None:
         """Accept one who waits; return why there is none, `BlockingIOError` where nobody waits."""

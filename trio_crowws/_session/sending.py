@@ -273,8 +273,7 @@ class Sending(Ending):
         if policy == "drop":
             self.dropped += 1
             return Offered.DROPPED
-        if self._latest is None:
-            self._latest = {}
+        self._latest = {}  # nothing is kept yet, or this would not be asked
         return self._keep_latest(self._latest, frame, room, later)
 
     def _keep_latest(

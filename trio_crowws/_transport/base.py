@@ -234,9 +234,9 @@ class Transport(ABC):
         """
 
     @property
+    @abstractmethod
     def in_kernel(self) -> int | None:
         """Bytes that the kernel has taken and the peer's has not acknowledged; `None` where that is not known."""
-        return None
 
     @property
     def written(self) -> int:

@@ -1,13 +1,22 @@
-"""What the kernel can be told about the queue behind a socket, and asked about it."""
+"""What the kernel can be told about a socket and the queue behind it, and what it tells."""
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["limit_unsent", "unacknowledged"]
+__all__ = ["ANYTHING", "ENDING", "IN", "INPUT", "IN_AND_OUT", "READABLE", "limit_unsent", "unacknowledged"]
+
+# What epoll tells of a socket, where there is epoll.
+IN = select.EPOLLIN if hasattr(select, "epoll") else 0
+IN_AND_OUT = select.EPOLLIN | select.EPOLLOUT if hasattr(select, "epoll") else 0
+INPUT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
+ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
+READABLE = ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
+ANYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP if hasattr(select, "epoll") else 0
 
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 """The option of TCP sockets, which not every version of Python knows by name."""

@@ -25,7 +25,7 @@ from time import perf_counter
 import trio
 
 from .base import JOIN_LIMIT, PASS_TIME, READ_SIZE, Address, Transport, TurnQueue, count_small
-from .kernel import limit_unsent, unacknowledged
+from .kernel import ANYTHING, ENDING, IN, IN_AND_OUT, INPUT, READABLE, limit_unsent, unacknowledged
 from .timers import Timers
 
 __all__ = ["Poller", "SocketTransport"]
@@ -38,13 +38,6 @@ EVENTS_PER_POLL = 64
 
 EXTRA_POLLS = 8
 """Polls in a row before going back to Trio's loop; the traffic of a busy server is served without its overhead."""
-
-_IN = select.EPOLLIN if hasattr(select, "epoll") else 0
-_IN_AND_OUT = select.EPOLLIN | select.EPOLLOUT if hasattr(select, "epoll") else 0
-_INPUT = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
-_ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
-_READABLE = _ENDING | select.EPOLLIN if hasattr(select, "epoll") else 0
-_ANYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP if hasattr(select, "epoll") else 0
 
 _PATIENCE = 0.001
 """Seconds of callbacks within a round, after which the connections that are finished are flushed."""
@@ -324,12 +317,12 @@ class Poller:
 
         Not for room to write: that is there at once, and would wake the task for nothing once for each connection.
         """
-        self._epoll.register(fd, _INPUT)
+        self._epoll.register(fd, INPUT)
         self._by_fd[fd] = transport  # not before: registering may fail, and then the socket is not ours
 
     def watch_room(self, fd: int) -> None:
         """From now on, watch `fd` for room to write as well; told at once if there is some by now."""
-        self._epoll.modify(fd, _INPUT | select.EPOLLOUT)
+        self._epoll.modify(fd, INPUT | select.EPOLLOUT)
 
     def unregister(self, fd: int) -> None:
         """Forget `fd`, which is about to be closed."""
@@ -461,7 +454,7 @@ class Poller:
         try:
             if not self._missed:
                 return self._epoll.poll(0, EVENTS_PER_POLL)
-            events = [(fd, _ANYTHING) for fd in self._by_fd]
+            events = [(fd, ANYTHING) for fd in self._by_fd]
         except MemoryError:  # perhaps the kernel had told already, and it does not tell twice: so try all of them
             self._missed = True
             return []
@@ -489,11 +482,11 @@ class Poller:
                     self._late = perf_counter() > self._until
                 continue
             try:
-                if self._late and mask & _READABLE:
+                if self._late and mask & READABLE:
                     transport.put_off(b"")
-                    mask &= ~_READABLE
+                    mask &= ~READABLE
                 # Once EPOLLOUT is registered, later events carry it too.
-                if mask == _IN or (mask == _IN_AND_OUT and not transport.blocked):
+                if mask == IN or (mask == IN_AND_OUT and not transport.blocked):
                     data = transport.read()
                     if data:
                         batch.append((transport, data))
@@ -504,8 +497,8 @@ class Poller:
                     continue
                 if transport.blocked and mask & select.EPOLLOUT:
                     transport.on_writable()
-                if mask & _READABLE and not transport.closed:
-                    transport.read_on(mask & _ENDING != 0)
+                if mask & READABLE and not transport.closed:
+                    transport.read_on(mask & ENDING != 0)
                 self._late = perf_counter() > self._until
             except Exception as error:
                 transport.report(error)
