@@ -374,7 +374,7 @@ async def test_of_a_plain_callback_that_ends_the_program() -> None:
         [leaf] = [each for each in leaves_of(error) if isinstance(each, SystemExit)]
         frames = [frame for frame, _ in traceback.walk_tb(leaf.__traceback__)]
     [frame] = [frame for frame in frames if frame.f_code.co_name == "_call_inline"]
-    assert not {"own", "rest", "error"} & frame.f_locals.keys()
+    assert not {"own", "rest", "error"} & set(frame.f_locals)
 
 
 def test_what_the_exception_still_says(caplog: Any) -> None:

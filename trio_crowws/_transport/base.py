@@ -462,10 +462,11 @@ def _bare(error: Exception) -> Exception:
     """
     if type(error) is OSError or isinstance(error, ConnectionError):
         error.__context__ = None
-    each: BaseException | None = error
-    while each is not None and each.__traceback__ is not None:
-        each.__traceback__ = None
-        each = each.__cause__
+    chain: list[BaseException | None] = [error]
+    for each in chain:
+        if each is not None and each.__traceback__ is not None:  # one that was here before has none any more
+            each.__traceback__ = None
+            chain += (each.__cause__, each.__context__)
     return error
 
 
