@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["ANYTHING", "ENDING", "IN", "INPUT", "IN_AND_OUT", "READABLE", "limit_unsent", "unacknowledged"]
+__all__ = ["AF_UNIX", "ANYTHING", "ENDING", "IN", "INPUT", "IN_AND_OUT", "READABLE", "limit_unsent", "unacknowledged"]
 
 # What epoll tells of a socket, where there is epoll.
 IN = select.EPOLLIN if hasattr(select, "epoll") else 0
@@ -22,7 +22,8 @@ _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.plat
 """The option of TCP sockets, which not every version of Python knows by name."""
 
 
-_AF_UNIX = getattr(socket, "AF_UNIX", None)
+AF_UNIX: int | None = getattr(socket, "AF_UNIX", None)
+"""The family of Unix sockets, where there are any."""
 
 
 class SocketLike(Protocol):
@@ -46,7 +47,7 @@ def limit_unsent(sock: SocketLike, size: int | None) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, size or 0)
         elif (
             size is not None
-            and sock.family == _AF_UNIX
+            and sock.family == AF_UNIX
             and 2 * size < sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         ):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)  # Linux doubles it, for what it needs itself

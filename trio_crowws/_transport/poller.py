@@ -25,7 +25,7 @@ from time import perf_counter
 import trio
 
 from .base import JOIN_LIMIT, PASS_TIME, READ_SIZE, Address, Transport, TurnQueue, count_small
-from .kernel import ANYTHING, ENDING, IN, IN_AND_OUT, INPUT, READABLE, limit_unsent, unacknowledged
+from .kernel import AF_UNIX, ANYTHING, ENDING, IN, IN_AND_OUT, INPUT, READABLE, limit_unsent, unacknowledged
 from .timers import Timers
 
 __all__ = ["Poller", "SocketTransport"]
@@ -277,7 +277,7 @@ class SocketTransport(Transport):
     def abort(self) -> None:
         if self.closed:
             return
-        if self._sock.family != getattr(socket, "AF_UNIX", None):
+        if self._sock.family != AF_UNIX:
             # Zero linger time: a reset instead of an orderly end that the peer's full buffers would never let finish.
             with suppress(OSError):  # some systems refuse it where the peer has reset the connection before
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
